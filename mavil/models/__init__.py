@@ -1,0 +1,1 @@
+"""Tokens, masks, encoders, fusion, decoders and what is built of them."""
