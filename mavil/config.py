@@ -63,8 +63,8 @@ class Tower(Settings):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Tower:
-        if self.width % self.num_heads or self.width % 4:
-            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads} and of 4")
+        if self.width % self.num_heads or self.width % 16:
+            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads} and of 16")
         return self
 
 
@@ -82,7 +82,9 @@ class AudioBranch(Settings):
     num_steps: int = Field(1024, gt=0, description="spectrogram steps of 10 ms, zero-padded or cut at the end [paper]")
     num_mel_bins: int = Field(128, gt=0, description="mel bins, 20 Hz to 8 kHz [paper]")
     mean: float = Field(-4.2677393, description="log-mel mean of the training set [source Audio-MAE, AudioSet]")
-    std: float = Field(4.5689974, gt=0, description="log-mel deviation; values become (x - mean) / (2 std) [source Audio-MAE]")
+    std: float = Field(
+        4.5689974, gt=0, description="log-mel deviation; values become (x - mean) / (2 std) [source Audio-MAE]"
+    )
     patch: tuple[int, int] = Field((16, 16), description="patch: steps, mel bins [paper]")
     mask_ratio: float = Field(0.8, ge=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
     augment: AudioAugment = AudioAugment()
@@ -97,7 +99,9 @@ class AudioBranch(Settings):
 class VideoAugment(Settings):
     """What training does to frames. Drawn per clip from (seed, epoch, key); one crop for all frames of a clip."""
 
-    crop_scale: tuple[float, float] = Field((0.5, 1.0), description="area of the random crop as a share of the frame [recalled]")
+    crop_scale: tuple[float, float] = Field(
+        (0.5, 1.0), description="area of the random crop as a share of the frame [recalled]"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right mirror [recalled]")
 
 
@@ -107,12 +111,17 @@ class VideoBranch(Settings):
     num_frames: int = Field(8, gt=0, description="frames given to the model [source AV-SUPERB copy]")
     frames_per_second: float = Field(2.0, gt=0, description="sampling rate of those frames, Hz [source AV-SUPERB copy]")
     size: int = Field(224, gt=0, description="frame side after cropping, pixels [source AV-SUPERB copy]")
-    decode_short_side: int = Field(256, gt=0, description="workers shrink larger frames to this short side, pixels [our choice]")
+    decode_short_side: int = Field(
+        256, gt=0, description="workers shrink larger frames to this short side, pixels [our choice]"
+    )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="ImageNet [source AV-SUPERB copy]")
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="ImageNet [source AV-SUPERB copy]")
-    patch: tuple[int, int, int] = Field((2, 16, 16), description="tubelet: frames, rows, columns [source AV-SUPERB copy]")
+    patch: tuple[int, int, int] = Field(
+        (2, 16, 16), description="tubelet: frames, rows, columns [source AV-SUPERB copy]"
+    )
     positions: Literal["sincos_3d", "tiled_2d"] = Field(
-        "sincos_3d", description="separable 3-D table, or the image MAE's 2-D table repeated over time [source, both exist]"
+        "sincos_3d",
+        description="separable 3-D table, or the image MAE's 2-D table repeated over time [source, both exist]",
     )
     mask_ratio: float = Field(0.8, ge=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
     augment: VideoAugment = VideoAugment()
@@ -149,7 +158,9 @@ class Reconstruction(Settings):
 
     audio_weight: float = Field(1.0, ge=0, description="factor of the audio term [recalled]")
     video_weight: float = Field(1.0, ge=0, description="factor of the video term [source Audio-MAE's flag]")
-    normalise_patches: bool = Field(True, description="raw targets get zero mean and unit variance per patch [source Audio-MAE]")
+    normalise_patches: bool = Field(
+        True, description="raw targets get zero mean and unit variance per patch [source Audio-MAE]"
+    )
 
 
 class Contrast(Settings):
@@ -181,7 +192,9 @@ class PretrainTask(Settings):
     reconstruction: Reconstruction = Reconstruction()
     contrast: Contrast | None = Contrast()
     teacher: Teacher | None = None
-    weights: str | None = Field(None, description="run folder to start from; none: random start [recalled: stage 2 starts anew]")
+    weights: str | None = Field(
+        None, description="run folder to start from; none: random start [recalled: stage 2 starts anew]"
+    )
 
 
 class ClassifyTask(Settings):
@@ -194,9 +207,13 @@ class ClassifyTask(Settings):
     loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(
         "cross_entropy", description="one label per clip, or several (AudioSet) [source Audio-MAE: BCE on AudioSet]"
     )
-    label_field: str | None = Field(None, description="take the class from this metadata field instead of the clip's labels")
+    label_field: str | None = Field(
+        None, description="take the class from this metadata field instead of the clip's labels"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy only")
-    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth at the last block, linear from 0 [source Audio-MAE]")
+    drop_path: float = Field(
+        0.1, ge=0, lt=1, description="stochastic depth at the last block, linear from 0 [source Audio-MAE]"
+    )
 
 
 class Data(Settings):
@@ -204,21 +221,35 @@ class Data(Settings):
 
     train: str | None = Field(None, description="folder of shards to train on")
     evaluation: str | None = Field(None, description="folder of shards to evaluate on")
-    backend: Literal["pyav", "torchcodec", "decord"] = Field("pyav", description="media decoder; PyAV brings its own FFmpeg")
+    backend: Literal["pyav", "torchcodec", "decord"] = Field(
+        "pyav", description="media decoder; PyAV brings its own FFmpeg"
+    )
     num_workers: int = Field(4, ge=0, description="loader processes per rank; 0 decodes in the training process")
     shuffle_buffer: int = Field(512, gt=0, description="clips among which each worker shuffles")
-    cache_gib: float = Field(0.0, ge=0, description="memory per worker to keep decoded clips in, GiB; 0: decode every time")
-    max_skip_ratio: float = Field(0.05, ge=0, le=1, description="stop when more than this share of clips cannot be used")
+    cache_gib: float = Field(
+        0.0, ge=0, description="memory per worker to keep decoded clips in, GiB; 0: decode every time"
+    )
+    max_skip_ratio: float = Field(
+        0.05, ge=0, le=1, description="stop when more than this share of clips cannot be used"
+    )
 
 
 class Optimizer(Settings):
     """AdamW."""
 
-    base_lr: float = Field(2e-4, gt=0, description="learning rate at global batch 256; applied = base x batch / 256 [recalled]")
+    base_lr: float = Field(
+        2e-4, gt=0, description="learning rate at global batch 256; applied = base x batch / 256 [recalled]"
+    )
     weight_decay: float = Field(1e-5, ge=0, description="not on biases, norms and position tables [recalled, weak]")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="[recalled]; fine-tuning uses (0.9, 0.999) [source Audio-MAE]")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="learning-rate factor per block from the head down; fine-tuning 0.75")
-    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; none: no clipping [source Audio-MAE]")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95), description="[recalled]; fine-tuning uses (0.9, 0.999) [source Audio-MAE]"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning-rate factor per block from the head down; fine-tuning 0.75"
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest gradient norm; none: no clipping [source Audio-MAE]"
+    )
 
 
 class Schedule(Settings):
@@ -235,13 +266,18 @@ class Trainer(Settings):
     device_batch: int = Field(8, gt=0, description="clips per rank and micro-step [recalled: 8 on each of 64 GPUs]")
     accumulation: int = Field(1, gt=0, description="micro-steps per optimizer step")
     allow_smaller_negative_set: bool = Field(
-        False, description="permit accumulation > 1 with a contrastive term, which then sees fewer negatives than the global batch"
+        False,
+        description="permit accumulation > 1 with a contrastive term, which then sees fewer negatives than the global batch",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 on CPU")
-    num_threads: int | None = Field(None, gt=0, description="CPU threads of the training process; fixes CPU results bit for bit")
+    num_threads: int | None = Field(
+        None, gt=0, description="CPU threads of the training process; fixes CPU results bit for bit"
+    )
     log_every: int = Field(20, gt=0, description="steps between metric lines")
-    checkpoint_every: Length = Field(Duration(count=1, unit="epochs"), description="between checkpoints; the last step always has one")
+    checkpoint_every: Length = Field(
+        Duration(count=1, unit="epochs"), description="between checkpoints; the last step always has one"
+    )
     keep_checkpoints: int = Field(2, gt=0, description="older ones are deleted")
     evaluate_every: Length | None = Field(None, description="between evaluations; none: only after the last step")
 
@@ -285,7 +321,12 @@ class Recipe(Settings):
             raise ValueError(f"task.modalities asks for {missing[0]}, but {missing[0]} is null")
         if self.fusion is not None and len(present) < 2:
             raise ValueError(f"fusion needs both modalities, but only {present[0]} is set: write 'fusion: null'")
-        if self.fusion is not None and self.audio and self.video and self.audio.encoder.width != self.video.encoder.width:
+        if (
+            self.fusion is not None
+            and self.audio
+            and self.video
+            and self.audio.encoder.width != self.video.encoder.width
+        ):
             raise ValueError(
                 f"fusion needs encoders of one width, but audio has {self.audio.encoder.width} and video {self.video.encoder.width}"
             )
@@ -312,7 +353,10 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*\.[\d_]*|\.inf|\.nan)$", re.IGNORECASE),
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*\.[\d_]*|\.inf|\.nan)$",
+        re.IGNORECASE,
+    ),
     list("-+0123456789."),
 )
 
@@ -329,7 +373,9 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     if base is not None:
         lower = _read_tree(path.parent / str(base))
         if "base" in lower:
-            raise UserError(f"{path}: its base {base} has a base itself; one level is the limit, so name {lower['base']} directly")
+            raise UserError(
+                f"{path}: its base {base} has a base itself; one level is the limit, so name {lower['base']} directly"
+            )
         tree = _merge(lower, tree)
     for change in changes:
         _apply_change(tree, change)
@@ -392,7 +438,11 @@ def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
-        same_kind = isinstance(value, dict) and isinstance(below, dict) and value.get("kind", below.get("kind")) == below.get("kind")
+        same_kind = (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("kind", below.get("kind")) == below.get("kind")
+        )
         merged[key] = _merge(below, value) if same_kind else value  # type: ignore[arg-type]
     return merged
 
@@ -430,6 +480,8 @@ def _nearest_setting(path: str) -> str | None:
     known = list(dict.fromkeys(setting_paths()))
     group, _, last = path.rpartition(".")
     siblings = [p for p in known if p.rpartition(".")[0] == group]
-    near = difflib.get_close_matches(path, siblings, n=1, cutoff=0.6) or difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(path, siblings, n=1, cutoff=0.6) or difflib.get_close_matches(
+        path, known, n=1, cutoff=0.6
+    )
     same_name = [p for p in known if p.rpartition(".")[2] == last]
     return near[0] if near else same_name[0] if same_name else None

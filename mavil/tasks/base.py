@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,3 +44,29 @@ class Task(Protocol):
     def export_modules(self) -> dict[str, nn.Module]:
         """The parts other runs start from, by name; their weights are a checkpoint's ``weights``."""
         ...
+
+
+def group_parameters(
+    model: nn.Module, weight_decay: float, lr_scale_of: Callable[[str], float] = lambda _: 1.0
+) -> list[ParameterGroup]:
+    """Group trained parameters by learning-rate factor and decay; tensors of one dimension are not decayed [source MAE].
+
+    ``lr_scale_of`` maps a parameter's dotted name to its factor. The order of groups follows the model's definition.
+    """
+    groups: dict[tuple[float, float], ParameterGroup] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        scale = lr_scale_of(name)
+        group = groups.setdefault((scale, decay), ParameterGroup([], [], scale, decay))
+        group.parameters.append(parameter)
+        group.names.append(name)
+    return list(groups.values())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The task's own model, also after the engine has wrapped it for several ranks."""
+    inner = getattr(model, "module", model)
+    assert isinstance(inner, nn.Module)
+    return inner

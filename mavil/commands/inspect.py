@@ -1,0 +1,182 @@
+"""``mavil inspect RECIPE``: what a recipe amounts to, before an hour is spent on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mavil.commands.assemble import learning_rate_at, read_recipe
+from mavil.config import ClassifyTask, PretrainTask, Recipe, dump_recipe
+from mavil.models.build import build_classifier, build_masked
+from mavil.models.classifier import Classifier
+from mavil.models.masked import MaskedLearner
+from mavil.models.masking import random_masking
+from mavil.structs import MODALITIES, MaskedView, Modality
+
+ASSUMED_CLASSES = 527
+"""Head size when no shards tell the number of classes: AudioSet's."""
+ASSUMED_SAMPLES = 2_000_000
+"""Clips per epoch when no shards tell: AudioSet's 2 M; only epochs in the schedule depend on it."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything the command prints, ready for JSON. Costs are multiply-adds of one forward pass of one clip."""
+
+    recipe: dict[str, object]
+    parameters: dict[str, int]
+    tokens: dict[str, dict[str, object]]
+    multiply_adds: dict[str, int]
+    learning_rate: dict[str, float]
+    memory_gib: dict[str, float]
+    assumptions: list[str]
+
+
+def inspect_recipe(recipe: Recipe) -> Inspection:
+    """Measure a recipe on the meta device: nothing is allocated, every number comes from the real modules."""
+    assumptions: list[str] = []
+    with torch.device("meta"):
+        if isinstance(recipe.task, ClassifyTask):
+            assumptions.append(f"{ASSUMED_CLASSES} classes")
+            model: MaskedLearner | Classifier = build_classifier(recipe, ASSUMED_CLASSES)
+        else:
+            model = build_masked(recipe, _target_values(recipe))
+    costs = _costs(recipe, model)
+    rates, rate_assumptions = learning_rate_at(recipe, ASSUMED_SAMPLES)
+    return Inspection(
+        recipe=recipe.model_dump(mode="json"),
+        parameters=_parameters(model),
+        tokens=_tokens(recipe),
+        multiply_adds=costs,
+        learning_rate=rates,
+        memory_gib=_memory(recipe, model),
+        assumptions=assumptions + rate_assumptions,
+    )
+
+
+def _target_values(recipe: Recipe) -> dict[Modality, int] | None:
+    if not isinstance(recipe.task, PretrainTask) or recipe.task.teacher is None:
+        return None
+    # The teacher's width is known only from its run; stages of one recipe family share it.
+    return {m: branch.encoder.width for m in MODALITIES if (branch := recipe.branch(m)) is not None}
+
+
+def _parameters(model: MaskedLearner | Classifier) -> dict[str, int]:
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.parts().items()}
+    counts["all"] = sum(p.numel() for p in model.parameters())
+    counts["trained"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return counts
+
+
+def _tokens(recipe: Recipe) -> dict[str, dict[str, object]]:
+    rows: dict[str, dict[str, object]] = {}
+    for modality in recipe.modalities:
+        branch = recipe.branch(modality)
+        assert branch is not None
+        grid = branch.grid()
+        rows[modality] = {"grid": list(grid.cells), "patch": list(grid.patch), "tokens": grid.num_tokens}
+        if isinstance(recipe.task, PretrainTask):
+            rows[modality]["visible"] = grid.num_visible(branch.mask_ratio)
+    return rows
+
+
+def _count(module: nn.Module, *args: object, method: str = "forward") -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        getattr(module, method)(*args)
+    return counter.get_total_flops() // 2  # the counter counts a multiply-add as two operations
+
+
+def _costs(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, int]:
+    patches: dict[Modality, torch.Tensor] = {}
+    views: dict[Modality, list[MaskedView]] = {}
+    costs: dict[str, int] = {}
+    with torch.device("meta"):
+        for modality in recipe.modalities:
+            branch = recipe.branch(modality)
+            assert branch is not None
+            grid = branch.grid()
+            patches[modality] = torch.empty(1, grid.num_tokens, grid.patch_values)
+            view = random_masking(torch.empty(1, grid.num_tokens), grid.num_visible(branch.mask_ratio))
+            views[modality] = [view, view] if _has_second_view(recipe) else [view]
+            costs[f"{modality}_encoder_unmasked"] = _count(model.encoders[modality], patches[modality])
+            if isinstance(model, MaskedLearner):
+                visible = patches[modality][:, : view.visible_ids.shape[1]]
+                costs[f"{modality}_encoder_one_view"] = _count(model.encoders[modality], visible, view.visible_ids)
+                hidden = torch.empty(1, 1 + view.visible_ids.shape[1], branch.encoder.width)
+                costs[f"{modality}_decoder"] = _count(model.decoders[modality], hidden, view)
+        inputs = (patches, views) if isinstance(model, MaskedLearner) else (patches,)
+        costs["forward"] = _count(model, *inputs)
+        if isinstance(recipe.task, PretrainTask) and recipe.task.teacher:
+            costs["teacher"] = _count(model, patches, method="contextualise")
+    return costs
+
+
+def _has_second_view(recipe: Recipe) -> bool:
+    task = recipe.task
+    return isinstance(task, PretrainTask) and task.contrast is not None and task.contrast.intra_weight > 0
+
+
+def _memory(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, float]:
+    """Rough memory of one rank in GiB: float32 weights, gradients and two Adam moments, and kept activations.
+
+    Activations: a pre-norm block with fused attention keeps about 34 values per token and channel / 2 bytes in half precision
+    (Korthikanti et al. 2022, without the attention matrix); decoders likewise. An estimate, not a measurement.
+    """
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in model.parameters())
+    bytes_per_value = 4 if recipe.trainer.precision == "fp32" else 2
+    kept = 0
+    for modality in recipe.modalities:
+        branch = recipe.branch(modality)
+        assert branch is not None
+        tokens, encoder, decoder = branch.grid().num_tokens, branch.encoder, branch.decoder
+        if isinstance(recipe.task, ClassifyTask):
+            kept += 0 if recipe.task.frozen else 17 * tokens * encoder.width * encoder.depth
+            continue
+        visible = branch.grid().num_visible(branch.mask_ratio) * (2 if _has_second_view(recipe) else 1)
+        kept += 17 * (visible * encoder.width * encoder.depth + tokens * decoder.width * decoder.depth)
+    gib = 1024.0**3
+    return {
+        "weights": 4 * everything / gib,
+        "gradients_and_adam": 12 * trained / gib,
+        "activations": kept * bytes_per_value * recipe.trainer.device_batch / gib,
+    }
+
+
+def inspect(
+    recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML from configs/ or the config.yaml of a run")],
+    changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False,
+) -> None:
+    """Print a recipe's resolved settings, parameters, tokens, cost, learning rates and memory."""
+    recipe = read_recipe(recipe_path, changes or [])
+    result = inspect_recipe(recipe)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2))
+        return
+    console = Console()
+    console.print(dump_recipe(recipe), markup=False, highlight=False)
+    _print_table(console, "parameters", {k: f"{v / 1e6:,.2f} M" for k, v in result.parameters.items()})
+    _print_table(console, "tokens", {k: ", ".join(f"{a} {b}" for a, b in v.items()) for k, v in result.tokens.items()})
+    costs = {k: f"{v / 1e9:,.3g} G" for k, v in result.multiply_adds.items()}
+    _print_table(console, "forward multiply-adds per clip", costs)
+    _print_table(console, "learning rate", {k: f"{v:.3g}" for k, v in result.learning_rate.items()})
+    _print_table(console, "memory per rank, estimated", {k: f"{v:.2f} GiB" for k, v in result.memory_gib.items()})
+    if result.assumptions:
+        console.print("assumed: " + "; ".join(result.assumptions))
+
+
+def _print_table(console: Console, title: str, rows: dict[str, str]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)

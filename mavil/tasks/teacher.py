@@ -1,0 +1,23 @@
+"""The frozen model of the previous stage; a collaborator of the task, never a part of the trained model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mavil.models.masked import MaskedLearner
+from mavil.structs import Modality
+
+
+class Teacher:
+    """Contextualised tokens of the unmasked pair, without gradient [paper: stage 2; layer and normalisation unknown]."""
+
+    def __init__(self, model: MaskedLearner, last_layers: int, normalise: bool) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.last_layers = last_layers
+        self.normalise = normalise
+
+    @torch.no_grad()
+    def targets(self, patches: dict[Modality, Tensor]) -> dict[Modality, Tensor]:
+        """``[B, N, P]`` patches of each modality to ``[B, N, D]`` targets."""
+        return self.model.contextualise(patches, self.last_layers, self.normalise)

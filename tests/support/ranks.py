@@ -1,0 +1,131 @@
+"""Run a function in R real processes that form a gloo group.
+
+The processes are spawned (a fork after torch has started threads can deadlock), meet through a file (no port to collide
+on) and serve every test of the session, because importing torch is most of what a new process does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_GRACE_SECONDS = 5.0
+"""How long the other ranks may take to notice that one of them failed."""
+
+_pools: dict[int, list[_Worker]] = {}
+
+
+def run_in_ranks(
+    function: Callable[..., Any], *arguments: Any, ranks: int = 2, timeout_seconds: float = 60.0
+) -> list[Any]:
+    """Call ``function(*arguments)`` in every rank of a gloo group and return what each returned, in rank order.
+
+    ``function`` must be importable (top level of a test module); arguments and results must pickle.
+
+    Raises:
+        AssertionError: a rank raised, died or did not answer in time; the message holds each rank's traceback.
+    """
+    workers = _pools.get(ranks) or [_Worker() for _ in range(ranks)]
+    _pools[ranks] = workers
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = str(Path(folder) / "rendezvous")
+        for rank, worker in enumerate(workers):
+            worker.send((function, arguments, rank, ranks, rendezvous, timeout_seconds))
+        answers = _collect(workers, timeout_seconds)
+    if any(answer is None for answer in answers):
+        stop_ranks(ranks)
+    failures = [
+        f"rank {rank}: {'no answer' if answer is None else answer[1]}"
+        for rank, answer in enumerate(answers)
+        if answer is None or not answer[0]
+    ]
+    if failures:
+        raise AssertionError("\n".join(failures))
+    return [answer[1] for answer in answers if answer is not None]
+
+
+def stop_ranks(ranks: int | None = None) -> None:
+    """End the processes of one group size, or all of them."""
+    for size in [ranks] if ranks is not None else list(_pools):
+        for worker in _pools.pop(size, []):
+            worker.stop()
+
+
+def _collect(workers: list[_Worker], timeout_seconds: float) -> list[tuple[bool, Any] | None]:
+    answers: list[tuple[bool, Any] | None] = []
+    deadline = time.monotonic() + timeout_seconds
+    for worker in workers:
+        answer = worker.receive(deadline - time.monotonic())
+        if answer is None or not answer[0]:
+            deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        answers.append(answer)
+    return answers
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,))
+        self._process.start()
+        theirs.close()
+
+    def send(self, job: tuple[Any, ...]) -> None:
+        self._pipe.send_bytes(pickle.dumps(job))
+
+    def receive(self, seconds: float) -> tuple[bool, Any] | None:
+        """``(succeeded, result or traceback)``, or ``None`` from a process that died or took longer than ``seconds``."""
+        try:
+            if self._pipe.poll(max(0.0, seconds)):
+                answer: tuple[bool, Any] = pickle.loads(self._pipe.recv_bytes())
+                return answer
+        except (EOFError, ConnectionResetError):
+            pass
+        return None
+
+    def stop(self) -> None:
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(pipe: Connection) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            answer = (True, _join_and_call(*pickle.loads(job)))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        pipe.send_bytes(pickle.dumps(answer))
+
+
+def _join_and_call(
+    function: Callable[..., Any], arguments: tuple[Any, ...], rank: int, ranks: int, rendezvous: str, timeout: float
+) -> Any:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout)
+    )
+    torch.manual_seed(0)
+    return function(*arguments)
