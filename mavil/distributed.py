@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def rank() -> int:
@@ -46,36 +47,41 @@ def process_group(device: torch.device, timeout_minutes: float = 30.0) -> Iterat
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    on_cuda = device.type == "cuda"
+    backend = "nccl" if on_cuda else "gloo"
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        dist.init_process_group(
+            backend, timeout=timedelta(minutes=timeout_minutes), device_id=device if on_cuda else None
+        )
     except Exception as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise RuntimeError(
             f"rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} could not join the process group at "
             f"{where} over {backend}: {error}"
         ) from error
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # Not after an error: leaving is itself an agreement, and a rank that failed alone would wait for it.
+    dist.destroy_process_group()
 
 
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.num_rows = rows.shape[0]
-        pieces = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(pieces, rows.contiguous())
-        return torch.cat(pieces)
+        rows = rows.contiguous()
+        joined = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(joined, rows)
+        return joined
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override] # noqa: D102
-        # Every rank's loss depends on these rows: their gradients are summed, then each rank keeps its own rows.
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Every rank's loss depends on these rows: their gradients are summed, then each rank keeps its own rows. The copy
+        # matters: autograd may hand the same tensor to other branches of the graph, and all_reduce writes in place.
+        summed = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
         start = rank() * ctx.num_rows
-        return gradient[start : start + ctx.num_rows]
+        return summed[start : start + ctx.num_rows]
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
@@ -84,7 +90,10 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     With own rows against all columns and DistributedDataParallel's mean this equals the gradient of the one-process loss on
     the joined batch. All ranks must hold the same ``b``.
     """
-    return rows if world_size() == 1 else _GatherWithGradient.apply(rows)
+    if world_size() == 1:
+        return rows
+    joined: Tensor = _GatherWithGradient.apply(rows)
+    return joined
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -105,13 +114,23 @@ def broadcast_object(value: Any) -> Any:
     return holder[0]
 
 
-def agree(flag: bool, device: torch.device | str = "cpu") -> bool:
+def agree(flag: bool) -> bool:
     """True only where every rank says True."""
     if world_size() == 1:
         return flag
-    vote = torch.tensor(int(flag), device=device)
-    dist.all_reduce(vote, op=dist.ReduceOp.MIN)
-    return bool(vote.item())
+    return agree_all(torch.tensor([flag], device=_device_of_group()))[0]
+
+
+def agree_all(flags: Tensor) -> list[bool]:
+    """``[n]`` bool on the device of the run -> for each flag whether every rank says True; costs one device read."""
+    votes = flags.int()
+    if world_size() > 1:
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+    return [bool(vote) for vote in votes.tolist()]
+
+
+def _device_of_group() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:

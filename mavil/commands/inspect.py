@@ -153,7 +153,9 @@ def _memory(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, floa
 
 
 def inspect(
-    recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML from configs/ or the config.yaml of a run")],
+    recipe_path: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="a YAML from configs/ or the config.yaml of a run")
+    ],
     changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False,
 ) -> None:

@@ -38,7 +38,10 @@ class Task(Protocol):
         ...
 
     def evaluate(self, batches: Iterable[Inputs]) -> dict[str, float]:
-        """Metrics over this rank's share of an evaluation set, gathered exactly once at the end. Same on every rank."""
+        """Metrics over this rank's share of an evaluation set, gathered exactly once at the end. Same on every rank.
+
+        The caller has put the model into evaluation mode.
+        """
         ...
 
     def export_modules(self) -> dict[str, nn.Module]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,15 +60,10 @@ class Classification:
 
     def evaluate(self, batches: Iterable[Inputs]) -> dict[str, float]:
         """Accuracy or mAP over the whole set; see :func:`mavil.evaluation.metrics.classification_metrics`."""
-        model = unwrapped(self.model)
-        was_training = model.training
-        model.eval()
         collected = collect(batches, self._predict)
-        model.train(was_training)
         scores, targets = collected.values["logits"], collected.values["targets"]
         return classification_metrics(scores, targets, self.multi_label)
 
-    @torch.inference_mode()
     def _predict(self, inputs: Inputs) -> dict[str, Tensor]:
         return {"logits": unwrapped(self.model)(self._patches(inputs)), "targets": self._targets(inputs)}
 

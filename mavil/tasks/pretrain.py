@@ -127,10 +127,7 @@ class Pretraining:
     def evaluate(self, batches: Iterable[Inputs]) -> dict[str, float]:
         """Prediction terms under fixed masks and, with both modalities, retrieval from unmasked embeddings (percent)."""
         model = cast(MaskedLearner, unwrapped(self.model))
-        was_training = model.training
-        model.eval()
         collected = collect(batches, lambda inputs: self._evaluate_batch(model, inputs))
-        model.train(was_training)
         kind = "teacher" if self.teacher is not None else "reconstruction"
         metrics = {f"{m}_{kind}": float(collected.values[f"{m}_error"].mean()) for m in self.grids}
         if len(self.grids) == 2:

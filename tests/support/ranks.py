@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,16 @@ def stop_ranks(ranks: int | None = None) -> None:
 
 
 def _collect(workers: list[_Worker], timeout_seconds: float) -> list[tuple[bool, Any] | None]:
-    answers: list[tuple[bool, Any] | None] = []
+    answers: list[tuple[bool, Any] | None] = [None] * len(workers)
+    waiting: dict[Any, int] = {worker.pipe: rank for rank, worker in enumerate(workers)}
     deadline = time.monotonic() + timeout_seconds
-    for worker in workers:
-        answer = worker.receive(deadline - time.monotonic())
-        if answer is None or not answer[0]:
-            deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
-        answers.append(answer)
+    while waiting and (ready := wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))):
+        for pipe in ready:
+            rank = waiting.pop(pipe)
+            answers[rank] = workers[rank].receive()
+            answer = answers[rank]
+            if answer is None or not answer[0]:
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
     return answers
 
 
@@ -79,26 +82,24 @@ class _Worker:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,))
         self._process.start()
         theirs.close()
 
     def send(self, job: tuple[Any, ...]) -> None:
-        self._pipe.send_bytes(pickle.dumps(job))
+        self.pipe.send_bytes(pickle.dumps(job))
 
-    def receive(self, seconds: float) -> tuple[bool, Any] | None:
-        """``(succeeded, result or traceback)``, or ``None`` from a process that died or took longer than ``seconds``."""
+    def receive(self) -> tuple[bool, Any] | None:
+        """``(succeeded, result or traceback)``, or ``None`` from a process that died."""
         try:
-            if self._pipe.poll(max(0.0, seconds)):
-                answer: tuple[bool, Any] = pickle.loads(self._pipe.recv_bytes())
-                return answer
+            answer: tuple[bool, Any] = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, ConnectionResetError):
-            pass
-        return None
+            return None
+        return answer
 
     def stop(self) -> None:
-        self._pipe.close()
+        self.pipe.close()
         self._process.kill()
         self._process.join()
 

@@ -48,7 +48,6 @@ def test_learns_and_evaluates() -> None:
     metrics = task.evaluate([inputs])
     assert metrics["accuracy"] == 1
     assert metrics["num_clips"] == 8
-    assert task.model.training
 
 
 def test_without_targets_it_says_what_is_missing() -> None:

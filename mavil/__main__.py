@@ -1,0 +1,5 @@
+"""``python -m mavil`` is ``mavil``."""
+
+from mavil.cli import main
+
+main()

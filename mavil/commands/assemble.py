@@ -1,0 +1,228 @@
+"""From a recipe to working parts: the one place that knows both the settings and every room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mavil import distributed
+from mavil.config import ClassifyTask, PretrainTask, Recipe, load_recipe
+from mavil.config import Teacher as TeacherSettings
+from mavil.data.frames import FrameFrontEnd
+from mavil.data.labels import Vocabulary, count_field_values
+from mavil.data.loader import Loader, build_loader
+from mavil.data.media import FrameWindow
+from mavil.data.prepare import Prepare, prepared
+from mavil.data.shards import read_index
+from mavil.data.spectrogram import AudioFrontEnd
+from mavil.engine.checkpoint import load_weights
+from mavil.engine.optim import scaled_learning_rate, warmup_cosine
+from mavil.engine.runtime import choose_device
+from mavil.models.build import build_classifier, build_masked
+from mavil.models.masked import MaskedLearner
+from mavil.models.weights import load_parts
+from mavil.structs import MODALITIES, Inputs, Modality, UserError
+from mavil.tasks.base import Task
+from mavil.tasks.classify import Classification
+from mavil.tasks.pretrain import Pretraining
+from mavil.tasks.teacher import Teacher
+
+CONFIG_FILE = "config.yaml"
+CLASSES_FILE = "classes.txt"
+"""Class names of a classifier's run, one per line, in the order of its logits."""
+
+
+def read_recipe(path: Path, changes: list[str]) -> Recipe:
+    """The recipe in a YAML file, or the one a run folder was made with, with changes applied."""
+    return load_recipe(path / CONFIG_FILE if path.is_dir() else path, changes)
+
+
+def shards_of(recipe: Recipe, split: str) -> Path:
+    """The folder of shards a recipe trains on (``train``) or is evaluated on (``evaluation``).
+
+    Raises:
+        UserError: the recipe names none.
+    """
+    folder = getattr(recipe.data, split)
+    if folder is None:
+        raise UserError(
+            f"{recipe.name}: data.{split} is not set: name a folder of shards, e.g. data.{split}=shards/mine"
+        )
+    return Path(folder)
+
+
+def vocabulary_for(recipe: Recipe) -> Vocabulary | None:
+    """The classes of the training shards, or ``None`` where the task needs no labels."""
+    if not isinstance(recipe.task, ClassifyTask):
+        return None
+    index = read_index(shards_of(recipe, "train"))
+    field = recipe.task.label_field
+    counts = count_field_values(index.shard_paths, field) if field else index.label_counts
+    return Vocabulary.from_index(counts)
+
+
+def loader_for(
+    recipe: Recipe,
+    split: str,
+    vocabulary: Vocabulary | None,
+    *,
+    training: bool,
+    position: dict[str, Any] | None = None,
+) -> Loader:
+    """The loader of one split, endless and shuffled in training, else every clip once."""
+    audio, video = recipe.audio, recipe.video
+    window = FrameWindow(video.num_frames, video.frames_per_second, video.decode_short_side) if video else None
+    return build_loader(
+        shards_of(recipe, split),
+        modalities=recipe.modalities,
+        audio_seconds=audio.seconds if audio else 0.0,
+        frame_window=window,
+        batch_size=recipe.trainer.device_batch,
+        seed=recipe.seed,
+        num_workers=recipe.data.num_workers,
+        training=training,
+        backend=recipe.data.backend,
+        shuffle_buffer=recipe.data.shuffle_buffer,
+        cache_gib=recipe.data.cache_gib,
+        max_skip_ratio=recipe.data.max_skip_ratio,
+        vocabulary=vocabulary,
+        label_field=recipe.task.label_field if isinstance(recipe.task, ClassifyTask) else None,
+        position=position,
+        pin_memory=choose_device(recipe.trainer.device).type == "cuda",
+    )
+
+
+def prepare_for(recipe: Recipe, device: torch.device, *, training: bool) -> Prepare:
+    """The front ends of the modalities a recipe uses, on ``device``; ``training`` adds augmentation."""
+    front_ends: dict[str, Any] = {"audio": None, "video": None}
+    if "audio" in recipe.modalities and (audio := recipe.audio):
+        front_ends["audio"] = AudioFrontEnd(
+            audio.num_steps, audio.num_mel_bins, audio.mean, audio.std, audio.augment.roll, audio.augment.gain
+        )
+    if "video" in recipe.modalities and (video := recipe.video):
+        front_ends["video"] = FrameFrontEnd(
+            video.size, video.mean, video.std, video.augment.crop_scale, video.augment.flip
+        )
+    return Prepare(front_ends["audio"], front_ends["video"], training).to(device)
+
+
+def evaluation_inputs(
+    recipe: Recipe, split: str, vocabulary: Vocabulary | None, device: torch.device
+) -> Iterator[Inputs]:
+    """Every clip of a split exactly once over all ranks, without augmentation, on ``device``."""
+    loader = loader_for(recipe, split, vocabulary, training=False)
+    return prepared(loader, prepare_for(recipe, device, training=False), device)
+
+
+def task_for(recipe: Recipe, vocabulary: Vocabulary | None, device: torch.device) -> Task:
+    """The task of a recipe with its model on ``device``: random weights, or those of ``task.weights``.
+
+    Raises:
+        UserError: the run to start from, or the teacher's, is missing or does not fit.
+    """
+    if isinstance(recipe.task, PretrainTask):
+        return _pretraining(recipe, recipe.task, device)
+    assert vocabulary is not None  # a classifier always has one
+    model = build_classifier(recipe, len(vocabulary))
+    if recipe.task.weights:
+        parts = {name: part for name, part in model.parts().items() if name not in ("fc_norm", "head")}
+        load_parts(parts, load_weights(recipe.task.weights), recipe.task.weights)
+    multi_label = recipe.task.loss == "binary_cross_entropy"
+    return Classification(model.to(device), multi_label, recipe.task.label_smoothing)
+
+
+def _pretraining(recipe: Recipe, settings: PretrainTask, device: torch.device) -> Pretraining:
+    teacher, target_values = None, None
+    if settings.teacher is not None:
+        teacher, target_values = _load_teacher(recipe, settings.teacher, device)
+    model = build_masked(recipe, target_values)
+    if settings.weights:
+        weights = load_weights(settings.weights)
+        # Decoders of another stage predict something else; they start anew.
+        parts = {n: p for n, p in model.parts().items() if teacher is None or not n.endswith("_decoder")}
+        load_parts(parts, weights, settings.weights)
+    ratios: dict[Modality, float] = {m: b.mask_ratio for m in MODALITIES if (b := recipe.branch(m)) is not None}
+    return Pretraining(model.to(device), ratios, settings.reconstruction, settings.contrast, teacher)
+
+
+def _load_teacher(
+    recipe: Recipe, settings: TeacherSettings, device: torch.device
+) -> tuple[Teacher, dict[Modality, int]]:
+    folder = Path(settings.run)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"task.teacher.run: {folder} is not a run folder (no {CONFIG_FILE}): train the previous stage first"
+        )
+    before = read_recipe(folder, [])
+    model, _ = load_masked(folder)
+    widths: dict[Modality, int] = {}
+    for modality in MODALITIES:
+        own, theirs = recipe.branch(modality), before.branch(modality)
+        if (own is None) != (theirs is None) or (own and theirs and own.grid() != theirs.grid()):
+            raise UserError(
+                f"the teacher {folder} and {recipe.name} cut {modality} into different tokens: "
+                f"give both recipes the same {modality} input size and patch"
+            )
+        if theirs is not None:
+            widths[modality] = theirs.encoder.width
+    return Teacher(model.to(device), settings.last_layers, settings.normalise == "layer_norm"), widths
+
+
+def load_masked(run: Path) -> tuple[MaskedLearner, Recipe]:
+    """The pre-trained network of a run folder, with its weights, and its recipe.
+
+    Raises:
+        UserError: not a pre-training run, or it has no checkpoint.
+    """
+    recipe = read_recipe(run, [])
+    if not isinstance(recipe.task, PretrainTask):
+        raise UserError(f"{run} is a {recipe.task.kind} run: name a pre-training run")
+    weights = load_weights(run)
+    target_values: dict[Modality, int] | None = None
+    if recipe.task.teacher is not None:
+        target_values = {m: len(weights[f"{m}_decoder"]["pred.bias"]) for m in recipe.modalities}
+    model = build_masked(recipe, target_values)
+    load_parts(model.parts(), weights, str(run))
+    return model.eval(), recipe
+
+
+def global_batch(recipe: Recipe) -> int:
+    """Clips per optimizer step over all ranks."""
+    return recipe.trainer.device_batch * recipe.trainer.accumulation * distributed.world_size()
+
+
+def step_counts(recipe: Recipe, samples_per_epoch: int) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of its warm-up.
+
+    Raises:
+        UserError: the run would have no step.
+    """
+    total = recipe.schedule.length.steps(samples_per_epoch, global_batch(recipe))
+    if total < 1:
+        raise UserError(
+            f"schedule.length {recipe.schedule.length} over {samples_per_epoch} clips is less than one step of "
+            f"{global_batch(recipe)} clips: make it longer or the batch smaller"
+        )
+    return total, min(recipe.schedule.warmup.steps(samples_per_epoch, global_batch(recipe)), total)
+
+
+def learning_rate(recipe: Recipe, step: int, total: int, warmup: int) -> float:
+    """The applied learning rate of the update after ``step`` finished ones."""
+    peak = scaled_learning_rate(recipe.optimizer.base_lr, global_batch(recipe))
+    return warmup_cosine(step, peak=peak, warmup_steps=warmup, total_steps=total, minimum=recipe.schedule.min_lr)
+
+
+def learning_rate_at(recipe: Recipe, assumed_samples: int) -> tuple[dict[str, float], list[str]]:
+    """Learning rates at five points of the run, by step, and what had to be assumed to know them."""
+    assumptions = []
+    samples = assumed_samples
+    if recipe.data.train and Path(recipe.data.train).is_dir():
+        samples = read_index(Path(recipe.data.train)).num_clips
+    elif "epochs" in (recipe.schedule.length.unit, recipe.schedule.warmup.unit):
+        assumptions.append(f"{assumed_samples} clips per epoch (data.train is not there to count)")
+    total, warmup = step_counts(recipe, samples)
+    points = sorted({0, warmup // 2, warmup, (warmup + total) // 2, total - 1})
+    return {f"step {step}": learning_rate(recipe, step, total, warmup) for step in points}, assumptions

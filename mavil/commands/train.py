@@ -1,0 +1,127 @@
+"""``mavil train RECIPE``: pre-training, fine-tuning and linear probes, all through one trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from mavil import distributed
+from mavil.commands.assemble import (
+    CLASSES_FILE,
+    evaluation_inputs,
+    global_batch,
+    learning_rate,
+    loader_for,
+    prepare_for,
+    read_recipe,
+    step_counts,
+    task_for,
+    vocabulary_for,
+)
+from mavil.config import Duration, Recipe, dump_recipe
+from mavil.data.labels import Vocabulary
+from mavil.data.loader import Loader
+from mavil.data.shards import read_index
+from mavil.engine.checkpoint import load_checkpoint, write_text
+from mavil.engine.optim import build_optimizer
+from mavil.engine.run_folder import start_run
+from mavil.engine.runtime import choose_device, choose_precision, log_to, record_environment, seed_everything, settle
+from mavil.engine.tracker import Tracker
+from mavil.engine.trainer import Trainer
+from mavil.structs import Inputs
+from mavil.tasks.base import Task
+
+
+def train_recipe(recipe: Recipe, run: Path, resume: bool, console: Console) -> dict[str, float]:
+    """Carry a recipe out in the folder ``run``; return the last evaluation's metrics (empty without evaluation shards).
+
+    What can be wrong with the recipe, the data or the weights is found before the run folder is made.
+    """
+    device = choose_device(recipe.trainer.device)
+    with distributed.process_group(device):
+        settle(device, recipe.trainer.num_threads)
+        vocabulary = vocabulary_for(recipe)
+        loader = loader_for(recipe, "train", vocabulary, training=True)
+        if recipe.data.evaluation is not None:
+            read_index(Path(recipe.data.evaluation))
+        total, warmup = step_counts(recipe, loader.num_clips)
+        seed_everything(recipe.seed)  # before the model is built: every rank builds the same one
+        task = task_for(recipe, vocabulary, device)
+        newest = start_run(run, dump_recipe(recipe), resume)
+        checkpoint = load_checkpoint(newest) if newest else None
+        if checkpoint:
+            loader = loader_for(recipe, "train", vocabulary, training=True, position=checkpoint.state.position)
+        if distributed.is_main() and vocabulary is not None:
+            write_text(run / CLASSES_FILE, "\n".join(vocabulary.classes) + "\n")
+        record_environment(run, device)
+        resumed_step = checkpoint.state.step if checkpoint else 0
+        tracker = Tracker(run, total, console, resumed_step, lambda: loader.skip_counts)
+        with log_to(run, console), tracker:
+            trainer = _build_trainer(recipe, run, task, loader, tracker, vocabulary, device, total, warmup)
+            seed_everything(recipe.seed, distributed.rank())  # ranks drop different paths
+            if checkpoint:
+                trainer.restore(checkpoint)
+            return trainer.fit()
+
+
+def _build_trainer(
+    recipe: Recipe,
+    run: Path,
+    task: Task,
+    loader: Loader,
+    tracker: Tracker,
+    vocabulary: Vocabulary | None,
+    device: torch.device,
+    total: int,
+    warmup: int,
+) -> Trainer:
+    settings = recipe.trainer
+    groups = task.parameter_groups(recipe.optimizer.weight_decay, recipe.optimizer.layer_decay)
+
+    def evaluation() -> Iterator[Inputs]:
+        return evaluation_inputs(recipe, "evaluation", vocabulary, device)
+
+    def steps(length: Duration | None) -> int | None:
+        return max(1, length.steps(loader.num_clips, global_batch(recipe))) if length else None
+
+    return Trainer(
+        task=task,
+        batches=loader,
+        prepare=prepare_for(recipe, device, training=True),
+        optimizer=build_optimizer(groups, recipe.optimizer.betas, task.model),
+        learning_rate=lambda step: learning_rate(recipe, step, total, warmup),
+        num_steps=total,
+        run=run,
+        tracker=tracker,
+        device=device,
+        precision=choose_precision(settings.precision, device),
+        accumulation=settings.accumulation,
+        clip_norm=recipe.optimizer.clip_norm,
+        log_every=settings.log_every,
+        checkpoint_every=steps(settings.checkpoint_every),
+        keep_checkpoints=settings.keep_checkpoints,
+        evaluate_every=steps(settings.evaluate_every),
+        evaluation=evaluation if recipe.data.evaluation is not None else None,
+    )
+
+
+def train(
+    recipe_path: Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML from configs/ or one of your own")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. data.train=shards/mine"),
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="run folder; default: runs/<name of the recipe>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder where it stopped")] = False,
+) -> None:
+    """Train a recipe: pre-training, fine-tuning or a linear probe."""
+    recipe = read_recipe(recipe_path, changes or [])
+    folder = run or Path("runs") / recipe.name
+    metrics = train_recipe(recipe, folder, resume, Console())
+    if distributed.is_main() and metrics:
+        typer.echo(f"{folder}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

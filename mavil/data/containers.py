@@ -1,0 +1,166 @@
+"""Opening media files: which containers are accepted, where their time starts, what they hold, how they fail.
+
+Everything here is PyAV (FFmpeg) on one thread. A damaged file never ends the process: it becomes a :class:`DecodeError`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+
+Cause = Literal["missing", "empty", "undecodable", "no_audio", "no_video", "too_short", "silent"]
+
+MEDIA_ENDINGS = ("mp4", "m4a", "mov", "webm", "mkv", "wav", "flac", "ogg", "opus", "mp3")
+"""Containers that go into shards as they are; the ending of a shard's media member is always one of these."""
+CONVERTED_ENDINGS = ("avi", "mpg", "mpeg", "ts", "flv", "wmv", "m4v", "3gp", "aac", "aiff", "aif")
+"""Containers that are read too, and re-encoded to mp4 or m4a on their way into a shard."""
+
+# FFmpeg also "demuxes" play lists, which open other files and addresses: only real containers are let in.
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,wav,flac,ogg,mp3,avi,mpeg,mpegts,flv,asf,aac,aiff"
+# What PyAV raises on damaged data. Anything else (TypeError, AttributeError ...) is our own mistake and escapes.
+DAMAGE = (av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError, RuntimeError)
+
+
+class DecodeError(Exception):
+    """A clip that cannot be used. ``cause`` is a short slug to count by, ``detail`` one line for people."""
+
+    def __init__(self, cause: Cause, detail: str = "") -> None:
+        super().__init__(cause, detail)
+        self.cause: Cause = cause
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.detail}" if self.detail else self.cause
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file holds, by its packets: ``duration_seconds`` is where its last packet ends, not what the header claims.
+
+    ``width`` / ``height`` are pixels as stored (before any rotation mark), 0 without a picture, as is
+    ``frames_per_second``. ``ending`` is the file ending of the true container, e.g. ``mp4``, whatever the file is called.
+    """
+
+    duration_seconds: float
+    has_audio: bool
+    has_video: bool
+    width: int
+    height: int
+    frames_per_second: float
+    ending: str
+
+
+@contextmanager
+def open_media(source: bytes | str) -> Iterator[InputContainer]:
+    """Open a file's bytes, or a file by its path, for reading.
+
+    Raises:
+        DecodeError: ``missing``, ``empty``, or ``undecodable`` if anything fails here or while the body decodes.
+    """
+    if not source:
+        raise DecodeError("empty", "the file has no bytes")
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        options = {"format_whitelist": _DEMUXERS}
+        with av.open(file, mode="r", container_options=options, metadata_errors="replace") as container:
+            yield container
+    except FileNotFoundError:
+        raise DecodeError("missing", f"no such file: {source!r}") from None
+    except DAMAGE as error:
+        raise DecodeError("undecodable", " ".join(str(error).split())) from error
+
+
+def audio_stream(container: InputContainer) -> Any:
+    """The sound track, set to decode on the calling thread.
+
+    Raises:
+        DecodeError: ``no_audio``.
+    """
+    stream = next(iter(container.streams.audio), None)
+    if stream is None:
+        raise DecodeError("no_audio", "the file has no sound track")
+    return _on_one_thread(stream)
+
+
+def video_stream(container: InputContainer) -> Any:
+    """The picture track (a cover image is none), set to decode on the calling thread.
+
+    Raises:
+        DecodeError: ``no_video``.
+    """
+    pictures = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+    stream = next(pictures, None)
+    if stream is None:
+        raise DecodeError("no_video", "the file has no picture track")
+    return _on_one_thread(stream)
+
+
+def start_of(container: InputContainer) -> float:
+    """Seconds on the file's own clock at which it begins; every time in this package counts from there."""
+    return (container.start_time or 0) / av.time_base
+
+
+def probe(media: bytes) -> MediaInfo:
+    """What the file holds, without decoding it.
+
+    Raises:
+        DecodeError: not a media file, or nothing in it.
+    """
+    with open_media(media) as container:
+        streams = [s for s in (_stream_or_none(container, kind) for kind in (audio_stream, video_stream)) if s]
+        if not streams:
+            raise DecodeError("empty", "the file has neither sound nor picture")
+        ends: dict[int, list[int]] = {s.index: [] for s in streams}  # in ticks of each stream
+        for packet in container.demux(streams):
+            if packet.pts is not None and packet.size and not packet.is_discard:
+                ends[packet.stream_index].append(packet.pts + (packet.duration or 0))
+        filled = {s.type: s for s in streams if ends[s.index]}
+        if not filled:
+            raise DecodeError("empty", "the file's tracks hold no data")
+        duration = max(float(max(ends[s.index]) * s.time_base) for s in filled.values()) - start_of(container)
+        video = filled.get("video")
+        rate = float(video.average_rate or 0) or len(ends[video.index]) / max(duration, 1e-9) if video else 0.0
+        return MediaInfo(
+            duration_seconds=round(duration, 6),
+            has_audio="audio" in filled,
+            has_video=video is not None,
+            width=video.codec_context.width if video else 0,
+            height=video.codec_context.height if video else 0,
+            frames_per_second=round(rate, 6),
+            ending=_ending(container, media, has_video=video is not None),
+        )
+
+
+def _on_one_thread(stream: Any) -> Any:
+    if stream.codec_context is None:
+        raise DecodeError("undecodable", f"its {stream.type} track has a codec that FFmpeg does not know")
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _stream_or_none(container: InputContainer, choose: Any) -> Any:
+    try:
+        return choose(container)
+    except DecodeError as error:
+        if error.cause == "undecodable":
+            raise
+        return None
+
+
+def _ending(container: InputContainer, media: bytes, has_video: bool) -> str:
+    names = container.format.name.split(",")
+    if "mov" in names:
+        if media[4:12] == b"ftypqt  ":
+            return "mov"
+        return "mp4" if has_video else "m4a"
+    if "matroska" in names:
+        return "webm" if b"webm" in media[:64] else "mkv"
+    return names[0]

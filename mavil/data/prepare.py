@@ -1,0 +1,61 @@
+"""Batch -> Inputs, on the device: spectrograms and frames made ready for a model, with the augmentation of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from mavil.data.frames import FrameFrontEnd
+from mavil.data.spectrogram import AudioFrontEnd
+from mavil.structs import Batch, Inputs
+
+
+class Prepare(nn.Module):
+    """One front end per modality; ``None`` leaves that modality out.
+
+    It works on the device its buffers are on (``prepare.to("cuda")``). Hand it batches as the loader gives them, on the
+    CPU: random numbers and boxes are made there, and no value is ever read back from the device. It keeps no gradient and
+    stays in float32 under autocast. The result of a clip does not depend on which clips it shares the batch with.
+
+    Args:
+        audio: waveforms to spectrograms.
+        video: frames to frames.
+        training: with random augmentation; switches the front ends' mode.
+    """
+
+    def __init__(self, audio: AudioFrontEnd | None, video: FrameFrontEnd | None, training: bool) -> None:
+        super().__init__()
+        self.audio = audio
+        self.video = video
+        self.train(training)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Inputs:
+        """Everything but ``seeds``, which stay where they are, arrives on this module's device.
+
+        Raises:
+            ValueError: the batch lacks a modality that has a front end.
+        """
+        inputs = Inputs(keys=batch.keys, seeds=batch.seeds, targets=batch.targets, metadata=batch.metadata)
+        device = next(self.buffers()).device
+        if batch.targets is not None:
+            inputs.targets = batch.targets.to(device, non_blocking=True)
+        with torch.autocast(device.type, enabled=False):
+            if self.audio is not None:
+                if batch.waveforms is None or batch.waveform_lengths is None:
+                    raise ValueError("the batch has no waveforms: build the loader with 'audio' among its modalities")
+                inputs.audio = self.audio(batch.waveforms, batch.waveform_lengths, batch.seeds)
+            if self.video is not None:
+                if batch.frames is None or batch.frame_sizes is None:
+                    raise ValueError("the batch has no frames: build the loader with 'video' among its modalities")
+                inputs.video = self.video(batch.frames, batch.frame_sizes, batch.seeds)
+        return inputs
+
+
+def prepared(batches: Iterable[Batch], prepare: Prepare, device: torch.device | str) -> Iterator[Inputs]:
+    """Every batch of a loader as inputs on ``device``."""
+    prepare = prepare.to(device)
+    for batch in batches:
+        yield prepare(batch)

@@ -1,0 +1,98 @@
+"""AdamW from a task's parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mavil.engine.wording import first_names
+from mavil.structs import UserError
+from mavil.tasks.base import ParameterGroup
+
+BASE_BATCH = 256
+"""Global batch at which base learning rates are given [source MAE; linear scaling, Goyal et al. 2017]."""
+
+
+def scaled_learning_rate(base_lr: float, global_batch: int) -> float:
+    """The peak learning rate of a run: ``base_lr * global_batch / 256``."""
+    return base_lr * global_batch / BASE_BATCH
+
+
+def warmup_cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int, minimum: float) -> float:
+    """Learning rate of the update that follows ``step`` finished ones: linear from 0 to ``peak``, then half a cosine.
+
+    As in MAE's per-iteration schedule [source MAE ``util/lr_sched.py``] the very first update of a warm-up has rate 0.
+    From ``total_steps`` on the rate is ``minimum``.
+
+    Raises:
+        UserError: the warm-up is longer than the training.
+    """
+    if warmup_steps > total_steps:
+        raise UserError(
+            f"a warm-up of {warmup_steps} steps does not fit into {total_steps} steps of training: shorten "
+            "schedule.warmup or lengthen schedule.length"
+        )
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    if step >= total_steps:
+        return minimum
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def build_optimizer(
+    groups: Sequence[ParameterGroup], betas: tuple[float, float], model: nn.Module
+) -> torch.optim.AdamW:
+    """AdamW over ``groups``; each keeps its ``lr_scale``, and :func:`set_learning_rate` fills in the rate of a step.
+
+    Raises:
+        ValueError: a trained parameter of ``model`` is in no group or in two, or a group holds something else.
+    """
+    _check_groups(groups, model)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": group.parameters,
+                "names": group.names,
+                "lr_scale": group.lr_scale,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ],
+        lr=0.0,
+        betas=betas,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group ``learning_rate`` times its own ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+
+
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Every parameter the optimizer updates."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _check_groups(groups: Sequence[ParameterGroup], model: nn.Module) -> None:
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    grouped: set[int] = set()
+    for group in groups:
+        for parameter, name in zip(group.parameters, group.names, strict=True):
+            if id(parameter) in grouped:
+                raise ValueError(f"parameter {name} is in two groups of the optimizer: it must be in exactly one")
+            if id(parameter) not in trained:
+                raise ValueError(
+                    f"parameter {name} is in a group of the optimizer but is not a trained one of the model"
+                )
+            grouped.add(id(parameter))
+    missing = [name for key, name in trained.items() if key not in grouped]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} trained parameters are in no group of the optimizer: {first_names(missing)}; "
+            "the task's parameter_groups must name every parameter that requires a gradient"
+        )

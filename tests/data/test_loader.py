@@ -1,0 +1,407 @@
+"""The loader on real shards: content, order, continuation, what is left out, and complaints."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mavil.data.labels import Vocabulary
+from mavil.data.loader import Loader, build_loader
+from mavil.data.media import FrameWindow, decode_audio, decode_frames, encode_clip
+from mavil.data.skips import Skip, SkipTally
+from mavil.structs import Batch, UserError, sample_seed
+from tests.data.shard_files import Members, record_bytes, sound_clip, wav_bytes, write_folder
+
+WINDOW = FrameWindow(num_frames=2, frames_per_second=4.0, short_side=16)
+BROKEN: Members = {"wav": b"RIFF no sound at all", "json": record_bytes("broken")}
+
+
+def sounds(folder: Path, *, shards: int, clips: int, broken: tuple[str, ...] = (), **metadata: str) -> Path:
+    """A folder of sound clips ``s0c0``, ``s0c1`` ... of different lengths, some of them undecodable."""
+
+    def members(key: str, clip: int) -> Members:
+        if key in broken:
+            return BROKEN
+        return sound_clip(key, 0.03 + 0.005 * (clip % 3), labels=[f"class{clip % 3}"], **metadata)
+
+    return write_folder(
+        folder,
+        [{f"s{shard}c{clip}": members(f"s{shard}c{clip}", clip) for clip in range(clips)} for shard in range(shards)],
+    )
+
+
+def picture_clip(key: str, seconds: float, height: int, width: int) -> Members:
+    generator = torch.Generator().manual_seed(sample_seed(key) % 2**31)
+    frames = torch.randint(
+        0, 256, (int(8 * seconds), 3, height // 8, width // 8), generator=generator, dtype=torch.uint8
+    )
+    frames = frames.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    media = encode_clip(frames, 8.0, torch.randn(int(16000 * seconds), generator=generator) * 0.1)
+    return {"mp4": media, "json": record_bytes(key, seconds).replace(b'"has_video": false', b'"has_video": true')}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sounds(tmp_path_factory.mktemp("sounds"), shards=4, clips=6, broken=("s1c2", "s3c0"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clips = [("short", 0.5, 32, 48), ("long", 2.0, 48, 32), ("wide", 1.5, 32, 64), ("tall", 1.0, 64, 32)]
+    return write_folder(
+        tmp_path_factory.mktemp("pictures"), [{key: picture_clip(key, *sizes) for key, *sizes in clips}]
+    )
+
+
+def loader_of(folder: Path, **changes: Any) -> Loader:
+    settings: dict[str, Any] = {
+        "modalities": ("audio",),
+        "audio_seconds": 1.0,
+        "frame_window": None,
+        "batch_size": 4,
+        "seed": 3,
+        "num_workers": 0,
+        "training": True,
+        "shuffle_buffer": 5,
+        "max_skip_ratio": 0.5,
+    }
+    return build_loader(folder, **{**settings, **changes})
+
+
+def take(loader: Loader, count: int) -> list[Batch]:
+    return list(itertools.islice(loader, count))
+
+
+def assert_same(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys == b.keys
+        assert a.metadata == b.metadata
+        assert a.position == b.position
+        for name in ("seeds", "waveforms", "waveform_lengths", "frames", "frame_sizes", "targets"):
+            x, y = getattr(a, name), getattr(b, name)
+            assert (x is None) == (y is None)
+            assert x is None or torch.equal(x, y), name
+
+
+def clips_of(batches: list[Batch]) -> dict[str, tuple[int, Tensor]]:
+    """Seed and waveform by key."""
+    found = {}
+    for batch in batches:
+        assert batch.waveforms is not None
+        assert batch.waveform_lengths is not None
+        for row, key in enumerate(batch.keys):
+            length = int(batch.waveform_lengths[row])
+            assert batch.waveforms[row, length:].eq(0).all()
+            found[key] = int(batch.seeds[row]), batch.waveforms[row, :length]
+    return found
+
+
+# --- content and order ---
+
+
+def test_a_batch_holds_what_the_shards_hold(folder: Path) -> None:
+    batches = take(loader_of(folder), 6)
+    assert [len(batch) for batch in batches] == [4] * 6
+    for key, (_, waveform) in clips_of(batches).items():
+        clip = int(key[-1])
+        assert torch.equal(waveform, decode_audio(wav_bytes(key, 0.03 + 0.005 * (clip % 3)), 1.0))
+    assert batches[0].frames is None
+    assert batches[0].targets is None
+
+
+def test_a_sample_does_not_depend_on_the_number_of_workers(folder: Path) -> None:
+    def whole_set(num_workers: int) -> tuple[list[Batch], dict[str, tuple[int, Tensor]]]:
+        batches = list(loader_of(folder, num_workers=num_workers, training=False))
+        return batches, clips_of(batches)
+
+    none, one, two = (whole_set(num_workers) for num_workers in (0, 1, 2))
+    assert_same(none[0], one[0])
+    assert len(none[1]) == 22
+    for clips in (one[1], two[1]):
+        assert clips.keys() == none[1].keys()
+        assert all(seed == none[1][key][0] and torch.equal(x, none[1][key][1]) for key, (seed, x) in clips.items())
+
+
+def test_training_seeds_are_of_seed_epoch_and_key(folder: Path) -> None:
+    for num_workers in (0, 2):
+        batches = take(loader_of(folder, num_workers=num_workers), 20)
+        pairs = [pair for batch in batches for pair in zip(batch.keys, batch.seeds.tolist(), strict=True)]
+        assert all(seed in {sample_seed(3, epoch, key) for epoch in range(9)} for key, seed in pairs)
+        # No clip comes twice in one epoch.
+        assert len(set(pairs)) == len(pairs) == 80
+
+
+def test_evaluation_uses_epoch_zero_every_time(folder: Path) -> None:
+    loader = loader_of(folder, training=False, num_workers=1)
+    first, second = list(loader), list(loader)
+    assert_same(first, second)
+    assert first[0].seeds.tolist() == [sample_seed(3, 0, key) for key in first[0].keys]
+    assert [len(batch) for batch in first] == [4, 4, 4, 4, 4, 2]
+    assert loader.num_clips == 24
+    assert loader.skip_counts == {"undecodable": 2}
+
+
+@pytest.mark.parametrize("shards", [1, 7])
+def test_seven_clips_on_two_ranks_with_two_workers_come_once_each(tmp_path: Path, shards: int) -> None:
+    sounds(tmp_path, shards=shards, clips=7 // shards)
+    counts: Counter[str] = Counter()
+    for rank in range(2):
+        loader = loader_of(tmp_path, training=False, num_workers=2, rank=rank, world_size=2, batch_size=3)
+        counts.update(key for batch in loader for key in batch.keys)
+    assert sorted(counts.values()) == [1] * 7
+
+
+# --- continuing ---
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_continuing_from_a_position_is_exact(folder: Path, num_workers: int) -> None:
+    whole = take(loader_of(folder, num_workers=num_workers), 14)
+    for done in (1, 4, 7):
+        position = whole[done - 1].position
+        again = loader_of(folder, num_workers=num_workers, position=position)
+        assert_same(take(again, 14 - done), whole[done:])
+
+
+def test_continuing_amid_reports_without_a_batch(tmp_path: Path) -> None:
+    # One worker meets so many unusable clips that it reports between its batches: its turns must not shift.
+    usable = {f"g{i}": sound_clip(f"g{i}") for i in range(8)}
+    write_folder(tmp_path, [usable, {f"b{i}": BROKEN for i in range(37)} | {"lonely": sound_clip("lonely")}])
+    settings: dict[str, Any] = {"num_workers": 2, "max_skip_ratio": 1.0, "batch_size": 3}
+    loader = loader_of(tmp_path, **settings)
+    whole = take(loader, 16)
+    assert loader.skip_counts["undecodable"] > 64
+    assert any(any(batch.position["num_reports"]) for batch in whole if batch.position)
+    for done in range(1, 12):
+        assert_same(take(loader_of(tmp_path, position=whole[done - 1].position, **settings), 3), whole[done : done + 3])
+
+
+def test_continuing_in_another_order_is_refused(folder: Path) -> None:
+    position = take(loader_of(folder, num_workers=0), 1)[0].position
+    with pytest.raises(UserError, match=r"num_workers was 1, is 2"):
+        loader_of(folder, num_workers=2, position=position)
+    with pytest.raises(UserError, match=r"world_size was 1, is 2.*rank was 0, is 1"):
+        loader_of(folder, rank=1, world_size=2, position=position, batch_size=2)
+    with pytest.raises(UserError, match=r"seed was 3, is 4"):
+        loader_of(folder, seed=4, position=position)
+    assert take(loader_of(folder, num_workers=1, position=position), 1)
+
+
+def test_ranks_share_an_epoch_without_overlap(folder: Path) -> None:
+    keys = [
+        key
+        for rank in range(2)
+        for batch in take(loader_of(folder, rank=rank, world_size=2, batch_size=5), 2)
+        for key in batch.keys
+    ]
+    assert len(keys) == 20
+    assert len(set(keys)) == 20
+
+
+# --- pictures, windows, cache ---
+
+
+def test_frames_of_different_sizes_are_padded_right_and_below(pictures: Path) -> None:
+    (batch,) = loader_of(pictures, modalities=("audio", "video"), frame_window=WINDOW, training=False)
+    assert batch.frames is not None
+    assert batch.frame_sizes is not None
+    assert batch.frames.shape == (4, 2, 3, 32, 32)
+    assert batch.frames.dtype == torch.uint8
+    assert batch.frame_sizes.tolist() == [[16, 24], [24, 16], [16, 32], [32, 16]]
+    media = picture_clip("long", 2.0, 48, 32)["mp4"]
+    expected = decode_frames(media, WINDOW, start_seconds=(2.0 - 0.5) / 2)
+    assert torch.equal(batch.frames[1, :, :, :24, :16], expected)
+    assert batch.frames[1, :, :, :, 16:].eq(0).all()
+    assert batch.frames[1, :, :, 24:].eq(0).all()
+
+
+def test_only_wanted_modalities_are_decoded(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mavil.data.samples.decode_audio", lambda *_: pytest.fail("sound was decoded"))
+    (batch,) = loader_of(pictures, modalities=("video",), frame_window=WINDOW, training=False)
+    assert batch.waveforms is None
+
+
+def test_the_window_moves_within_the_clip_in_training(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: dict[int, list[float]] = {}
+
+    def decode(media: bytes, window: FrameWindow, start: float, backend: str) -> Tensor:
+        starts.setdefault(len(media), []).append(start)
+        return torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+
+    monkeypatch.setattr("mavil.data.samples.decode_frames", decode)
+    take(loader_of(pictures, modalities=("video",), frame_window=WINDOW), 40)
+    longest = {
+        len(picture_clip(key, *sizes)["mp4"]): sizes[0]
+        for key, *sizes in [("short", 0.5, 32, 48), ("long", 2.0, 48, 32)]
+    }
+    for size, seconds in longest.items():
+        assert len(starts[size]) == 40
+        assert min(starts[size]) >= 0
+        assert max(starts[size]) <= seconds - 0.5
+        assert seconds == 0.5 or (len(set(starts[size])) == 40 and max(starts[size]) > 1.2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cache_gib", [1.0, 5e-5])
+def test_the_cache_changes_nothing(pictures: Path, training: bool, cache_gib: float) -> None:
+    settings: dict[str, Any] = {"modalities": ("audio", "video"), "frame_window": WINDOW, "training": training}
+    plain, cached = loader_of(pictures, **settings), loader_of(pictures, cache_gib=cache_gib, **settings)
+    for _ in range(2):
+        assert_same(take(plain, 4), take(cached, 4))
+
+
+def test_the_cache_saves_decoding_within_its_limit(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args: calls.update([name]) or decode(*args)
+
+    monkeypatch.setattr("mavil.data.samples.decode_audio", counted("audio", decode_audio))
+    monkeypatch.setattr("mavil.data.samples.decode_frames", counted("video", decode_frames))
+    settings: dict[str, Any] = {"modalities": ("audio", "video"), "frame_window": WINDOW}
+    loader = loader_of(pictures, cache_gib=1.0, training=False, **settings)
+    take(loader, 1), take(loader, 1)
+    assert calls == {"audio": 4, "video": 4}
+    calls.clear()
+    # In training only the clip that is no longer than the window has a window that comes again.
+    take(loader_of(pictures, cache_gib=1.0, **settings), 3)
+    assert calls == {"audio": 4, "video": 1 + 3 * 3}
+    calls.clear()
+    take(loader_of(pictures, cache_gib=40_000 * 4 / 2**30, modalities=("audio",)), 2)
+    assert calls["audio"] in (5, 6)  # the long one, or two others, found no room
+
+
+# --- targets ---
+
+
+def test_targets_are_multi_hot(folder: Path) -> None:
+    vocabulary = Vocabulary(("class0", "class1", "class2"))
+    for batch in loader_of(folder, training=False, vocabulary=vocabulary):
+        assert batch.targets is not None
+        expected = [[float(int(key[-1]) % 3 == c) for c in range(3)] for key in batch.keys]
+        assert batch.targets.tolist() == expected
+
+
+def test_the_class_can_come_from_a_metadata_field(tmp_path: Path) -> None:
+    sounds(tmp_path, shards=1, clips=4, speaker="theo")
+    (batch,) = loader_of(tmp_path, training=False, vocabulary=Vocabulary(("ann", "theo")), label_field="speaker")
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [[0.0, 1.0]] * 4
+    assert batch.metadata == [{"speaker": "theo"}] * 4
+    with pytest.raises(UserError, match=r"none of 4 clips can be used \(no_label 4;"):
+        list(loader_of(tmp_path, training=False, vocabulary=Vocabulary(("theo",)), label_field="place"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unknown_label_is_one_clear_line(folder: Path, num_workers: int) -> None:
+    loader = loader_of(folder, training=False, vocabulary=Vocabulary(("class0", "class2")), num_workers=num_workers)
+    with pytest.raises(UserError, match=r"clip s0c1 of .*: label 'class1' is none of the 2 classes") as caught:
+        list(loader)
+    assert "\n" not in str(caught.value)
+
+
+# --- unusable clips ---
+
+
+def test_each_cause_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = record_bytes("x")
+    bad: Mapping[str, Members] = {
+        "garbled": BROKEN,
+        "silent": {"wav": wav_bytes("x"), "json": record.replace(b'"has_audio": true', b'"has_audio": false')},
+        "wordless": {"wav": wav_bytes("x")},
+        "mute": {"json": record},
+        "torn": {"wav": wav_bytes("x"), "json": b"{'no': json"},
+        "list": {"wav": wav_bytes("x"), "json": b"[]"},
+        "endless": {"wav": wav_bytes("x"), "json": record.replace(b"0.05", b"NaN")},
+        "odd": {"wav": wav_bytes("x"), "json": record.replace(b'"labels": []', b'"labels": [3]')},
+    }
+    write_folder(tmp_path, [{**{f"good{i}": sound_clip(f"good{i}") for i in range(8)}, **bad}])
+    loader = loader_of(tmp_path, training=False)
+    with caplog.at_level(logging.WARNING, "mavil"):
+        assert sum(len(batch) for batch in loader) == 8
+    assert loader.skip_counts == {"undecodable": 1, "no_audio": 1, "no_record": 1, "no_media": 1, "bad_record": 4}
+    named = {record.args[0] for record in caplog.records if isinstance(record.args, tuple)}
+    assert named == set(bad)
+
+
+def test_warnings_are_rationed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, [{"good": sound_clip("good"), **{f"bad{i}": BROKEN for i in range(40)}}])
+    with caplog.at_level(logging.WARNING, "mavil"):
+        list(loader_of(tmp_path, training=False, max_skip_ratio=1.0))
+    assert len(caplog.records) == 5 + 3  # 1-5, 8, 16, 32
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_unusable_clips_end_an_evaluation(tmp_path: Path, num_workers: int) -> None:
+    clips = {f"good{i}": sound_clip(f"good{i}") for i in range(6)} | {f"bad{i}": BROKEN for i in range(4)}
+    write_folder(tmp_path, [clips])
+    settings: dict[str, Any] = {"num_workers": num_workers, "training": False}
+    with pytest.raises(
+        UserError, match=r"only 6 of 10 clips can be used \(undecodable 4; data\.max_skip_ratio is 0\.39\)"
+    ):
+        list(loader_of(tmp_path, max_skip_ratio=0.39, **settings))
+    assert sum(map(len, loader_of(tmp_path, max_skip_ratio=0.4, **settings))) == 6
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_unusable_clips_end_a_training(tmp_path: Path, num_workers: int) -> None:
+    clips = {f"good{i}": sound_clip(f"good{i}") for i in range(8)} | {f"bad{i}": BROKEN for i in range(12)}
+    write_folder(tmp_path, [clips])
+    loader = loader_of(tmp_path, num_workers=num_workers, max_skip_ratio=0.2)
+    with pytest.raises(
+        UserError, match=r"only \d+ of \d+ clips can be used \(undecodable \d+; data\.max_skip_ratio is 0\.2\)"
+    ):
+        take(loader, 10)
+    assert take(loader_of(tmp_path, max_skip_ratio=0.6), 40)
+
+
+def test_chance_does_not_end_a_run() -> None:
+    def feed(share: float, count: int) -> None:
+        tally = SkipTally("shards", 0.05, num_clips=10**6, sees_all=False)
+        for block in (torch.rand(count, 5) < share).sum(1).tolist():
+            tally.add(5, [Skip("undecodable", "", "k", "s")] * block)
+
+    for _ in range(100):
+        feed(0.045, 60)
+    with pytest.raises(UserError, match="only"):
+        feed(0.09, 600)
+
+
+def test_no_skip_at_all_can_be_asked_for() -> None:
+    with pytest.raises(UserError, match="only 9 of 10"):
+        SkipTally("shards", 0.0, num_clips=100, sees_all=True).add(10, [Skip("undecodable", "", "k", "s")])
+
+
+def test_hopeless_data_end_the_run_though_no_batch_is_ever_full(tmp_path: Path) -> None:
+    write_folder(tmp_path, [{f"bad{i}": BROKEN for i in range(20)}])
+    for training in (True, False):
+        with pytest.raises(UserError, match=r"none of (20|32) clips can be used \(undecodable"):
+            take(loader_of(tmp_path, training=training, max_skip_ratio=1.0), 1)
+
+
+def test_too_few_clips_for_a_batch(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"24 clips are fewer than one training batch of 32 \(over all ranks\)"):
+        loader_of(folder, batch_size=16, rank=0, world_size=2)
+    assert [len(batch) for batch in loader_of(folder, batch_size=64, training=False)] == [22]
+
+
+def test_too_few_shards_for_the_workers(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"4 shards cannot feed 6 readers"):
+        loader_of(folder, num_workers=3, rank=0, world_size=2, batch_size=2)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    sounds(tmp_path, shards=2, clips=4)
+    victim = sorted(tmp_path.glob("*.tar"))[1]
+    victim.unlink()
+    with pytest.raises(UserError, match=victim.name):
+        loader_of(tmp_path)
