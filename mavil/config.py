@@ -86,7 +86,7 @@ class AudioBranch(Settings):
         4.5689974, gt=0, description="log-mel deviation; values become (x - mean) / (2 std) [source Audio-MAE]"
     )
     patch: tuple[int, int] = Field((16, 16), description="patch: steps, mel bins [paper]")
-    mask_ratio: float = Field(0.8, ge=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
+    mask_ratio: float = Field(0.8, gt=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
     augment: AudioAugment = AudioAugment()
     encoder: Tower = Tower()
     decoder: Tower = Tower(width=512, depth=8, num_heads=16)
@@ -123,7 +123,7 @@ class VideoBranch(Settings):
         "sincos_3d",
         description="separable 3-D table, or the image MAE's 2-D table repeated over time [source, both exist]",
     )
-    mask_ratio: float = Field(0.8, ge=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
+    mask_ratio: float = Field(0.8, gt=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
     augment: VideoAugment = VideoAugment()
     encoder: Tower = Tower()
     decoder: Tower = Tower(width=512, depth=8, num_heads=16)

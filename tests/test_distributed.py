@@ -35,13 +35,14 @@ def _gather_rows() -> tuple[Tensor, Tensor, Tensor]:
     mine = torch.arange(6.0).reshape(2, 3).t() + 10 * distributed.rank()  # not contiguous
     mine.requires_grad_()
     other = torch.ones(6, 2, requires_grad=True)
+    doubled = other * 2  # made before the gather, so its backward runs after the gather's
     joined = distributed.gather_with_gradient(mine)
     factors = torch.arange(12.0).reshape(6, 2) * (1 + distributed.rank())
     # Both summands receive the very same gradient tensor; the gather must not write into it.
-    ((joined + other) * factors).sum().backward()
+    ((joined + doubled) * factors).sum().backward()
     assert mine.grad is not None
     assert other.grad is not None
-    assert torch.equal(other.grad, factors)
+    assert torch.equal(other.grad, 2 * factors)
     return joined.detach(), mine.grad, mine.detach()
 
 

@@ -16,11 +16,12 @@ from mavil.data.labels import Vocabulary, count_field_values
 from mavil.data.loader import Loader, build_loader
 from mavil.data.media import FrameWindow
 from mavil.data.prepare import Prepare, prepared
-from mavil.data.shards import read_index
+from mavil.data.shard_index import read_index
 from mavil.data.spectrogram import AudioFrontEnd
 from mavil.engine.checkpoint import load_weights
 from mavil.engine.optim import scaled_learning_rate, warmup_cosine
 from mavil.engine.runtime import choose_device
+from mavil.engine.tracker import read_metrics
 from mavil.models.build import build_classifier, build_masked
 from mavil.models.masked import MaskedLearner
 from mavil.models.weights import load_parts
@@ -187,6 +188,11 @@ def load_masked(run: Path) -> tuple[MaskedLearner, Recipe]:
     model = build_masked(recipe, target_values)
     load_parts(model.parts(), weights, str(run))
     return model.eval(), recipe
+
+
+def curve_of(run: Path) -> list[dict[str, float]]:
+    """The training and evaluation metrics of a run, one flat mapping per line, ``step`` among them."""
+    return [{"step": line["step"], **line["metrics"]} for line in read_metrics(run)]
 
 
 def global_batch(recipe: Recipe) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -35,45 +35,43 @@ class Require(str, Enum):
 
 @app.command()
 def make(
-    source: Annotated[Path, typer.Argument(help="folder of media files (a sub-folder per class) or CSV; OUT with --synthetic")],
+    source: Annotated[
+        Path, typer.Argument(help="folder of media files (a sub-folder per class) or CSV; OUT with --synthetic")
+    ],
     out: Annotated[Path | None, typer.Argument(help="folder to write the shards to")] = None,
     synthetic: Annotated[int | None, typer.Option(help="instead of a source: make this many synthetic clips")] = None,
     seed: Annotated[int, typer.Option(help="of the order of clips, and of synthetic clips")] = 0,
-    clips_per_shard: Annotated[int, typer.Option(help="training needs a shard per loader worker at least")] = CLIPS_PER_SHARD,
-    skip: Annotated[int, typer.Option(min=0, help="leave out the first clips of the source, e.g. those trained on")] = 0,
+    clips_per_shard: Annotated[
+        int, typer.Option(help="training needs a shard per loader worker at least")
+    ] = CLIPS_PER_SHARD,
+    skip: Annotated[
+        int, typer.Option(min=0, help="leave out the first clips of the source, e.g. those trained on")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="take at most this many clips")] = None,
     require: Annotated[Require, typer.Option(help="reject clips without these")] = Require.both,
-    reject_silent: Annotated[bool, typer.Option("--reject-silent", help="reject clips whose sound is all zero")] = False,
+    reject_silent: Annotated[
+        bool, typer.Option("--reject-silent", help="reject clips whose sound is all zero")
+    ] = False,
     keep_order: Annotated[bool, typer.Option("--keep-order", help="do not shuffle clips before dealing them")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the shards that OUT already holds")] = False,
 ) -> None:
     """Pack media files, or synthetic clips (mavil shards make --synthetic N OUT), into shards."""
+    options: dict[str, Any] = {
+        "seed": seed,
+        "clips_per_shard": clips_per_shard,
+        "require": require.modalities,
+        "reject_silent": reject_silent,
+        "keep_order": keep_order,
+        "overwrite": overwrite,
+    }
     if synthetic is not None:
         if out is not None:
             raise UserError(f"--synthetic needs no source: write mavil shards make --synthetic {synthetic} {out}")
-        index = make_synthetic_shards(
-            min(synthetic - skip, limit or synthetic),
-            source,
-            seed=seed,
-            first=skip,
-            clips_per_shard=clips_per_shard,
-            overwrite=overwrite,
-        )
+        index = make_synthetic_shards(min(synthetic - skip, limit or synthetic), source, first=skip, **options)
     elif out is None:
         raise UserError(f"where shall the shards go? write mavil shards make {source} OUT")
     else:
-        index = make_shards_from_source(
-            source,
-            out,
-            skip=skip,
-            limit=limit,
-            seed=seed,
-            clips_per_shard=clips_per_shard,
-            require=require.modalities,
-            reject_silent=reject_silent,
-            keep_order=keep_order,
-            overwrite=overwrite,
-        )
+        index = make_shards_from_source(source, out, skip=skip, limit=limit, **options)
     show_index(index, Console())
 
 

@@ -26,7 +26,7 @@ from mavil.commands.assemble import (
 from mavil.config import Duration, Recipe, dump_recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.loader import Loader
-from mavil.data.shards import read_index
+from mavil.data.shard_index import read_index
 from mavil.engine.checkpoint import load_checkpoint, write_text
 from mavil.engine.optim import build_optimizer
 from mavil.engine.run_folder import start_run

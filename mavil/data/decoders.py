@@ -282,4 +282,6 @@ def _load(module: str, remedy: str) -> Any:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
         name, reason = module.partition(".")[0], str(error).strip().partition("\n")[0]
-        raise UserError(f"data.backend={name} cannot be loaded ({reason}): {remedy}, or use data.backend=pyav") from None
+        raise UserError(
+            f"data.backend={name} cannot be loaded ({reason}): {remedy}, or use data.backend=pyav"
+        ) from None

@@ -21,6 +21,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from mavil import distributed
@@ -58,6 +59,8 @@ class Loader:
             pin_memory=self._pin_memory,
             persistent_workers=self._num_workers > 0,
             multiprocessing_context=_worker_context() if self._num_workers > 0 else None,
+            # Without one of its own it would draw from the global generator, and a continued run would differ.
+            generator=torch.Generator(),
         )
 
     def close(self) -> None:

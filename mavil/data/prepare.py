@@ -15,9 +15,10 @@ from mavil.structs import Batch, Inputs
 class Prepare(nn.Module):
     """One front end per modality; ``None`` leaves that modality out.
 
-    It works on the device its buffers are on (``prepare.to("cuda")``). Hand it batches as the loader gives them, on the
-    CPU: random numbers and boxes are made there, and no value is ever read back from the device. It keeps no gradient and
-    stays in float32 under autocast. The result of a clip does not depend on which clips it shares the batch with.
+    It works on the device its buffers are on (``prepare.to("cuda")``) and takes batches from anywhere. Best are batches as
+    the loader gives them, on the CPU: random numbers and boxes are made there, and reading seeds and sizes back from a GPU
+    would wait for all work queued on it. It keeps no gradient and stays in float32 under autocast. The result of a clip does
+    not depend on which clips it shares the batch with.
 
     Args:
         audio: waveforms to spectrograms.
@@ -33,13 +34,13 @@ class Prepare(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Inputs:
-        """Everything but ``seeds``, which stay where they are, arrives on this module's device.
+        """The inputs, all on this module's device.
 
         Raises:
             ValueError: the batch lacks a modality that has a front end.
         """
-        inputs = Inputs(keys=batch.keys, seeds=batch.seeds, targets=batch.targets, metadata=batch.metadata)
         device = next(self.buffers()).device
+        inputs = Inputs(keys=batch.keys, seeds=batch.seeds.to(device, non_blocking=True), metadata=batch.metadata)
         if batch.targets is not None:
             inputs.targets = batch.targets.to(device, non_blocking=True)
         with torch.autocast(device.type, enabled=False):

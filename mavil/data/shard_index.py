@@ -56,7 +56,9 @@ def read_index(folder: Path) -> ShardIndex:
         raise UserError(f"{folder}: no such folder of shards; make one with mavil shards make")
     path = folder / INDEX
     if not path.is_file():
-        raise UserError(f"{folder}: holds no {INDEX}, so it is no finished set of shards; make it with mavil shards make")
+        raise UserError(
+            f"{folder}: holds no {INDEX}, so it is no finished set of shards; make it with mavil shards make"
+        )
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree.pop("format_version") != FORMAT_VERSION:
@@ -69,7 +71,9 @@ def read_index(folder: Path) -> ShardIndex:
         raise UserError(f"{path}: damaged ({error}); make the shards again") from None
     missing = [shard.name for shard in shards if not (folder / shard.name).is_file()]
     if missing:
-        raise UserError(f"{folder}: {len(missing)} shards are missing, e.g. {missing[0]}; copy them there or make them again")
+        raise UserError(
+            f"{folder}: {len(missing)} shards are missing, e.g. {missing[0]}; copy them there or make them again"
+        )
     return index
 
 
@@ -134,7 +138,9 @@ def _verify_shard(folder: Path, shard: ShardInfo) -> Iterator[str]:
                 members[key] += 1
     except (tarfile.TarError, OSError, EOFError) as error:
         yield f"{shard.name}: cannot be read to its end ({error})"
-    yield from (f"{shard.name}: clip {key} has {count} members instead of 2" for key, count in members.items() if count != 2)
+    yield from (
+        f"{shard.name}: clip {key} has {count} members instead of 2" for key, count in members.items() if count != 2
+    )
     if len(members) != shard.num_clips:
         yield f"{shard.name}: holds {len(members)} clips, the index says {shard.num_clips}"
 

@@ -140,7 +140,9 @@ class _ShardWriter:
     modalities: Counter[Modality] = field(default_factory=Counter)
     members: list[tuple[str, bytes]] = field(default_factory=list)
 
-    def add(self, clip: Clip, read: Callable[[Clip], bytes], require: tuple[Modality, ...], reject_silent: bool) -> None:
+    def add(
+        self, clip: Clip, read: Callable[[Clip], bytes], require: tuple[Modality, ...], reject_silent: bool
+    ) -> None:
         try:
             media = read(clip)
             info = _check_clip(media, require, reject_silent)
@@ -149,7 +151,10 @@ class _ShardWriter:
             return
         record = {"key": clip.key, "labels": clip.labels, "metadata": clip.metadata, **asdict(info)}
         ending = record.pop("ending")
-        self.members += [(f"{clip.key}.{ending}", media), (f"{clip.key}.json", json.dumps(record, ensure_ascii=False).encode())]
+        self.members += [
+            (f"{clip.key}.{ending}", media),
+            (f"{clip.key}.json", json.dumps(record, ensure_ascii=False).encode()),
+        ]
         self.labels.update(clip.labels)
         self.modalities.update(m for m in MODALITIES if (info.has_audio if m == "audio" else info.has_video))
         if len(self.members) == 2 * self.clips_per_shard:
@@ -209,7 +214,9 @@ def _nothing_usable(out: Path, staging: Path, rejects: list[Reject]) -> UserErro
     if not (out / INDEX).exists():  # a finished set keeps its own list
         os.replace(staging / REJECTS, out / REJECTS)
         where = f"; {out / REJECTS} lists all"
-    return UserError(f"none of the {len(rejects)} clips can be used ({causes}), e.g. {first.path}: {first.detail}{where}")
+    return UserError(
+        f"none of the {len(rejects)} clips can be used ({causes}), e.g. {first.path}: {first.detail}{where}"
+    )
 
 
 def _publish(index: ShardIndex, staging: Path) -> ShardIndex:

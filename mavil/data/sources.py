@@ -47,7 +47,9 @@ def read_source(source: Path) -> list[Clip]:
     if source.suffix.lower() == ".csv" and source.is_file():
         return _read_csv(source)
     if source.exists():
-        raise UserError(f"{source}: a source is a folder of media files or a .csv list, not a single {source.suffix or 'file'}")
+        raise UserError(
+            f"{source}: a source is a folder of media files or a .csv list, not a single {source.suffix or 'file'}"
+        )
     raise UserError(f"{source}: no such folder or CSV; give a folder of media files or a .csv with a column 'path'")
 
 
@@ -63,12 +65,17 @@ def _read_folder(folder: Path) -> list[Clip]:
     files = sorted(
         path.relative_to(folder)
         for path in folder.rglob("*")
-        if path.suffix[1:].lower() in ENDINGS and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix[1:].lower() in ENDINGS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
         raise UserError(f"{folder}: no media files in this folder; known endings are {', '.join(ENDINGS)}")
     clips = [
-        Clip(key=_plain_key(file.as_posix()), path=str(folder / file), labels=file.parts[:1] if len(file.parts) > 1 else ())
+        Clip(
+            key=_plain_key(file.as_posix()),
+            path=str(folder / file),
+            labels=file.parts[:1] if len(file.parts) > 1 else (),
+        )
         for file in files
     ]
     return _with_own_keys(clips, [file.as_posix() for file in files])
@@ -77,8 +84,8 @@ def _read_folder(folder: Path) -> list[Clip]:
 def _read_csv(path: Path) -> list[Clip]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns = list(reader.fieldnames or ())
+            reader = csv.DictReader(file, strict=True, skipinitialspace=True)
+            reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
             _check_columns(path, columns)
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -91,7 +98,9 @@ def _read_csv(path: Path) -> list[Clip]:
         clip = _clip_of_row(path, line, row)
         span = (row["path"].strip(), clip.start_seconds, clip.end_seconds)
         if span in seen:
-            raise UserError(f"{path}, line {line}: the same clip as in line {seen[span]} ({span[0]}); remove one of the two")
+            raise UserError(
+                f"{path}, line {line}: the same clip as in line {seen[span]} ({span[0]}); remove one of the two"
+            )
         seen[span] = line
         clips.append(clip)
     return _with_own_keys(clips, [name for name, _, _ in seen])
@@ -101,10 +110,14 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     if not columns:
         raise UserError(f"{path}: the file is empty; its first line must name the columns, one of them 'path'")
     if "path" not in columns:
-        raise UserError(f"{path}: no column 'path' among {', '.join(map(repr, columns))}; the first line must name the columns")
+        raise UserError(
+            f"{path}: no column 'path' among {', '.join(map(repr, columns))}; the first line must name the columns"
+        )
     doubled = [name for name, count in Counter(columns).items() if count > 1]
     if doubled:
-        raise UserError(f"{path}: column {doubled[0]!r} is there {columns.count(doubled[0])} times; rename or remove one")
+        raise UserError(
+            f"{path}: column {doubled[0]!r} is there {columns.count(doubled[0])} times; rename or remove one"
+        )
 
 
 def _clip_of_row(path: Path, line: int, row: dict[str, str]) -> Clip:
@@ -116,14 +129,18 @@ def _clip_of_row(path: Path, line: int, row: dict[str, str]) -> Clip:
         raise UserError(f"{path}, line {line}: the path is empty; name a media file relative to {path.parent}")
     start, end = (_seconds_of(path, line, name, row.get(name, "")) for name in ("start", "end"))
     if end is not None and end <= (start or 0.0):
-        raise UserError(f"{path}, line {line}: end {end:g} is not after start {start or 0:g}; both count seconds of the file")
+        raise UserError(
+            f"{path}, line {line}: end {end:g} is not after start {start or 0:g}; both count seconds of the file"
+        )
     spans = f"-{_milliseconds(start)}-{_milliseconds(end)}" if start is not None or end is not None else ""
     return Clip(
         key=_plain_key(file) + spans,
         path=str(path.parent / file),
         start_seconds=start,
         end_seconds=end,
-        labels=tuple(dict.fromkeys(label.strip() for label in re.split("[;|]", row.get("labels", "")) if label.strip())),
+        labels=tuple(
+            dict.fromkeys(label.strip() for label in re.split("[;|]", row.get("labels", "")) if label.strip())
+        ),
         metadata={name: text for name, text in row.items() if name not in ("path", "start", "end", "labels")},
     )
 
@@ -136,7 +153,9 @@ def _seconds_of(path: Path, line: int, column: str, text: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise UserError(f"{path}, line {line}: {column} {text!r} is not a time; write seconds, 0 or more, or leave it empty")
+        raise UserError(
+            f"{path}, line {line}: {column} {text!r} is not a time; write seconds, 0 or more, or leave it empty"
+        )
     return seconds
 
 
@@ -154,7 +173,9 @@ def _plain_key(relative_path: str) -> str:
 def _with_own_keys(clips: list[Clip], names: list[str]) -> list[Clip]:
     """Tell clips apart whose plain keys are equal, by a digest of what makes them different."""
     counts = Counter(clip.key for clip in clips)
-    return [clip if counts[clip.key] == 1 else _with_digest(clip, name) for clip, name in zip(clips, names, strict=True)]
+    return [
+        clip if counts[clip.key] == 1 else _with_digest(clip, name) for clip, name in zip(clips, names, strict=True)
+    ]
 
 
 def _with_digest(clip: Clip, name: str) -> Clip:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import colorsys
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mavil.data.media import encode_clip
-from mavil.data.shards import CLIPS_PER_SHARD, ShardIndex, make_shards
+from mavil.data.shards import ShardIndex, make_shards
 from mavil.data.synthetic_families import FAMILIES, Factors, Shape
 from mavil.structs import SAMPLE_RATE, Clip, UserError, sample_seed
 
@@ -72,7 +72,9 @@ def list_synthetic(num_clips: int, seed: int, first: int = 0) -> list[Clip]:
         UserError: fewer than one clip, or a negative number.
     """
     if num_clips < 1 or first < 0:
-        raise UserError(f"{num_clips} synthetic clips from number {first}: write at least 1 clip, from number 0 or later")
+        raise UserError(
+            f"{num_clips} synthetic clips from number {first}: write at least 1 clip, from number 0 or later"
+        )
     numbers = range(first, first + num_clips)
     return [
         Clip(
@@ -91,29 +93,15 @@ def read_synthetic(clip: Clip) -> bytes:
     return encode_clip(rendered.frames, FRAMES_PER_SECOND, rendered.waveform)
 
 
-def make_synthetic_shards(
-    num_clips: int,
-    out: Path,
-    seed: int = 0,
-    first: int = 0,
-    clips_per_shard: int = CLIPS_PER_SHARD,
-    overwrite: bool = False,
-    show_progress: bool = True,
-) -> ShardIndex:
+def make_synthetic_shards(num_clips: int, out: Path, seed: int = 0, first: int = 0, **options: Any) -> ShardIndex:
     """Write clips ``first .. first + num_clips - 1`` of series ``seed`` as shards; two ranges share no clip.
+
+    ``options`` are those of :func:`mavil.data.shards.make_shards`.
 
     Raises:
         UserError: as :func:`list_synthetic` and :func:`mavil.data.shards.make_shards`.
     """
-    return make_shards(
-        list_synthetic(num_clips, seed, first),
-        out,
-        read=read_synthetic,
-        clips_per_shard=clips_per_shard,
-        seed=seed,
-        overwrite=overwrite,
-        show_progress=show_progress,
-    )
+    return make_shards(list_synthetic(num_clips, seed, first), out, read=read_synthetic, seed=seed, **options)
 
 
 def _render_sound(name: str, factors: Factors, noise: np.random.Generator) -> np.ndarray:
@@ -138,15 +126,17 @@ def _render_frames(name: str, factors: Factors, texture: np.random.Generator) ->
         0.32 + 0.36 * factors.horizontal + pose.right,
         0.74 - 0.48 * octaves + pose.down,
         0.8 * (factors.angle - 0.5) + pose.angle,
-        (0.13 + 0.12 * factors.loudness) * pose.scale,
+        (0.15 + 0.15 * factors.loudness) * pose.scale,
     ]
-    colour = 255 * np.array(colorsys.hsv_to_rgb(factors.hue, 0.9, 1.0), np.float32)
+    colour = 255 * np.array(colorsys.hsv_to_rgb(factors.hue, 0.4, 1.0), np.float32)
     for frame, right, down, angle, radius in zip(shown, *(row + 0 * turns for row in rows), strict=True):
         _draw(frame, family.shape, right * SIZE, down * SIZE, angle, radius * SIZE, colour)
     return frames
 
 
-def _draw(frame: np.ndarray, shape: Shape, right: float, down: float, angle: float, radius: float, colour: np.ndarray) -> None:
+def _draw(
+    frame: np.ndarray, shape: Shape, right: float, down: float, angle: float, radius: float, colour: np.ndarray
+) -> None:
     """Draw a shape with soft edges into ``[H, Wd, 3]`` uint8; place and size in pixels."""
     reach = 1.2 * radius + 1  # no shape is wider
     top, left = (max(0, int(centre - reach)) for centre in (down, right))
@@ -160,7 +150,7 @@ def _draw(frame: np.ndarray, shape: Shape, right: float, down: float, angle: flo
 
 def _background(factors: Factors, texture: np.random.Generator) -> np.ndarray:
     """``[SIZE, SIZE, 3]`` uint8: one dark hue under clouds of eight pixels."""
-    base = 255 * np.array(colorsys.hsv_to_rgb(factors.background_hue, 0.4, 0.15 + 0.2 * factors.background_light))
+    base = 255 * np.array(colorsys.hsv_to_rgb(factors.background_hue, 0.4, 0.06 + 0.12 * factors.background_light))
     clouds = np.kron(0.75 + 0.5 * texture.random((SIZE // 8, SIZE // 8)), np.ones((8, 8)))
     return (clouds[..., None] * base).astype(np.uint8)
 

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ Precision = Literal["fp32", "bf16"]
 _PACKAGES = ("mavil", "torch", "torchvision", "torchaudio", "timm", "numpy", "av", "webdataset")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "WORLD_SIZE")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SAME_REQUEST_SECONDS = 3.0
+"""torchrun passes on a Ctrl-C that the terminal has already sent to its ranks: two signals, one request."""
 
 
 def choose_device(setting: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -115,17 +118,19 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 @dataclass
 class StopRequest:
-    """Whether somebody asked this process to stop, and by which signal."""
+    """Whether somebody asked this process to stop, by which signal, and when (``time.monotonic``)."""
 
     signal_name: str | None = None
+    at: float = 0.0
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM, SIGUSR1 or SIGINT into a request that the loop looks at; the second one acts as usual.
+    """Turn the first SIGTERM, SIGUSR1 or SIGINT into a request that the loop looks at.
 
-    Ctrl-C in a terminal reaches loader workers as well: they must ignore it, or the step cannot be finished. Outside the
-    main thread Python cannot handle signals, and nothing is requested.
+    Another one more than :data:`SAME_REQUEST_SECONDS` later acts as usual. Ctrl-C in a terminal reaches loader workers as
+    well: they must ignore it, or the step cannot be finished. Outside the main thread Python cannot handle signals, and
+    nothing is requested.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -138,8 +143,12 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
     def note(number: int, _frame: FrameType | None) -> None:
-        request.signal_name = signal.Signals(number).name
-        put_back()
+        if request.signal_name is None:
+            request.signal_name = signal.Signals(number).name
+            request.at = time.monotonic()
+        elif time.monotonic() - request.at > SAME_REQUEST_SECONDS:
+            put_back()
+            signal.raise_signal(number)
 
     for number in _STOP_SIGNALS:
         signal.signal(number, note)

@@ -10,9 +10,10 @@ def normalise_patches(patches: Tensor) -> Tensor:
 
     ``[B, N, P]`` to the same. A constant patch (silence, padding) becomes zero.
     """
-    mean = patches.mean(dim=-1, keepdim=True)
-    variance = patches.var(dim=-1, keepdim=True)
-    return (patches - mean) / (variance + 1e-6).sqrt()
+    centred = patches - patches.mean(dim=-1, keepdim=True)
+    # Tensor.var over short rows is several times slower than this on a CPU.
+    variance = centred.square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
+    return centred * (variance + 1e-6).rsqrt()
 
 
 def masked_mse(predictions: Tensor, targets: Tensor, is_masked: Tensor) -> Tensor:

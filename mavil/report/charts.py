@@ -1,13 +1,11 @@
-"""Training curves: metrics of run folders, drawn as inline SVG that follows the page's colours."""
+"""Training curves: metrics over steps, drawn as inline SVG that follows the page's colours."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 _WIDTH, _HEIGHT = 280, 175
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 34
@@ -52,33 +50,10 @@ class Charts:
         return f'<div class="charts">{figures}</div>{note}'
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a run folder's ``metrics.jsonl``: numbers by name, ``step`` among them, one entry per step, in order.
-
-    A step that was logged again after a resume counts as logged last. A last line that was cut off by a crash is left out.
-
-    Raises:
-        ValueError: another line is not a JSON object with a step.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    by_step: dict[float, dict[str, float]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            step = float(entry["step"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: not a JSON object with a step: {line[:80]!r}") from error
-        numbers = {name: float(v) for name, v in entry.items() if isinstance(v, (int, float))}
-        by_step.setdefault(step, {}).update(numbers)
-    return [by_step[step] for step in sorted(by_step)]
-
-
 def loss_charts(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Chart]:
     """One chart per loss term (metric ``loss/<term>``), one line per run that has it.
 
-    ``runs`` maps the legend (``stage 1``) to :func:`read_metrics`.
+    ``runs`` maps the legend (``stage 1``) to the lines of that run's metrics: numbers by name, ``step`` among them.
     """
     metrics = dict.fromkeys(name for entries in runs.values() for entry in entries for name in entry)
     terms = [name.removeprefix("loss/") for name in metrics if name.startswith("loss/")]

@@ -60,14 +60,14 @@ class Pretraining:
         return {m: patchify(inputs.of(m), grid) for m, grid in self.grids.items()}
 
     def views(self, inputs: Inputs, num_views: int) -> dict[Modality, list[MaskedView]]:
-        """Independent masks per modality and view, a function of each clip's seed only."""
+        """Independent masks per modality and view, a function of each clip's seed only; drawn on the CPU, where seeds stay."""
         views: dict[Modality, list[MaskedView]] = {}
         for modality, grid in self.grids.items():
             num_visible = grid.num_visible(self.mask_ratios[modality])
             noises = [
                 uniform_draws(inputs.seeds, f"{modality} mask {view}", grid.num_tokens) for view in range(num_views)
             ]
-            views[modality] = [random_masking(noise.to(inputs.seeds.device), num_visible) for noise in noises]
+            views[modality] = [random_masking(noise.to(inputs.of(modality).device), num_visible) for noise in noises]
         return views
 
     def targets(self, patches: dict[Modality, Tensor]) -> dict[Modality, Tensor]:
@@ -152,9 +152,11 @@ class Pretraining:
 
 
 def flat_retrieval(audio: Tensor, video: Tensor) -> dict[str, float]:
-    """Retrieval both ways as ``audio_to_video/recall_at_1_percent`` and so on, for the metrics file."""
-    both = both_directions(audio, video)
-    return {f"{way}/{name}": float(value) for way, result in both.items() for name, value in result.items()}
+    """Retrieval both ways as ``audio_to_video/recall_at_1_percent`` and so on, with the gallery size once."""
+    flat: dict[str, float] = {}
+    for way, result in both_directions(audio, video).items():
+        flat |= {f"{way}/{name}": float(v) for name, v in result.items() if name.startswith(("recall", "median"))}
+    return flat | {"gallery_size": float(len(audio))}
 
 
 @torch.inference_mode()

@@ -140,6 +140,13 @@ def test_training_seeds_are_of_seed_epoch_and_key(folder: Path) -> None:
         assert len(set(pairs)) == len(pairs) == 80
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_global_generator_is_left_alone(folder: Path, num_workers: int) -> None:
+    before = torch.get_rng_state()
+    take(loader_of(folder, num_workers=num_workers), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_evaluation_uses_epoch_zero_every_time(folder: Path) -> None:
     loader = loader_of(folder, training=False, num_workers=1)
     first, second = list(loader), list(loader)

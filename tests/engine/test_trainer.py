@@ -17,7 +17,7 @@ from mavil.engine.checkpoint import checkpoints, latest_checkpoint, load_weights
 from mavil.engine.runtime import random_state
 from mavil.engine.tracker import read_metrics
 from mavil.engine.trainer import Interrupted, Trainer
-from mavil.structs import UserError
+from mavil.structs import Inputs, LossReport, UserError
 from tests.engine.fake import FakeBatches, FakeTask, assemble, evaluation, train
 from tests.support.ranks import run_in_ranks
 
@@ -129,6 +129,9 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path, clip_norm: float | N
     small = train(tmp_path / "small", FakeBatches(clips_per_batch=2), clip_norm=clip_norm, accumulation=2)
     torch.testing.assert_close(large.model.state_dict(), small.model.state_dict(), rtol=1e-6, atol=1e-7)
     assert large.state == small.state
+    # AdamW and clipping hide a gradient that is too large by a factor; the logged norm does not.
+    norms = [read_metrics(trainer.run)[-1]["metrics"]["optim/gradient_norm"] for trainer in (large, small)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
     unclipped = train(tmp_path / "unclipped", FakeBatches(clips_per_batch=4))
     is_same = torch.equal(unclipped.model.state_dict()["weights"], large.model.state_dict()["weights"])
     assert is_same == (clip_norm is None)
@@ -181,6 +184,7 @@ def test_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path: Path) -> None:
     assert (state.step, state.samples_seen) == (one.state.step, one.state.samples_seen)
     losses = [[line["metrics"]["loss/error"] for line in lines] for lines in (metrics, read_metrics(one.run))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert_same_weights(load_weights(tmp_path / "two")["whole"], first)
 
 
 def _resume_in_ranks(folder: Path) -> list[Any]:
@@ -206,8 +210,29 @@ def test_a_signal_to_one_rank_stops_both_and_both_resume_bit_for_bit(tmp_path: P
     assert random_first != random_second
 
 
-def _train_on_spoilt(run: Path) -> tuple[str, dict[str, Tensor], int]:
-    trainer, tracker = assemble(run, FakeBatches(spoilt=6))
+class OddTask(FakeTask):
+    """Spoils the loss at ``clip_6`` alone and leaves the gradient finite, or the other way round."""
+
+    def __init__(self, is_loss_spoilt: bool) -> None:
+        super().__init__()
+        self.is_loss_spoilt = is_loss_spoilt
+
+    def loss(self, inputs: Inputs, step: int) -> LossReport:
+        report = super().loss(inputs, step)
+        if "clip_6" in inputs.keys:
+            infinite = torch.tensor(torch.inf)
+            at_the_edge = (report.terms["error"] * 0).sqrt()  # 0, with an infinite slope
+            report.terms["zero"] = infinite if self.is_loss_spoilt else at_the_edge
+        return report
+
+
+def _train_on_spoilt(run: Path, is_loss_spoilt: bool | None) -> tuple[str, dict[str, Tensor], int]:
+    trainer, tracker = assemble(run, FakeBatches(spoilt=6 if is_loss_spoilt is None else None))
+    if is_loss_spoilt is not None:
+        # The optimizer already holds the parameters of this model.
+        odd = OddTask(is_loss_spoilt)
+        odd.model = trainer.model
+        trainer.task = odd
     try:
         with tracker:
             trainer.fit()
@@ -217,11 +242,16 @@ def _train_on_spoilt(run: Path) -> tuple[str, dict[str, Tensor], int]:
     return message, trainer.model.state_dict(), trainer.state.step
 
 
-def test_not_finite_on_rank_1_stops_both_ranks_before_the_update(tmp_path: Path) -> None:
-    first, second = run_in_ranks(_train_on_spoilt, tmp_path / "spoilt")
+@pytest.mark.parametrize(("is_loss_spoilt", "blamed"), [(None, "1"), (True, "1"), (False, "0")])
+def test_not_finite_on_rank_1_stops_both_ranks_before_the_update(
+    tmp_path: Path, is_loss_spoilt: bool | None, blamed: str
+) -> None:
+    """A NaN in the data, an infinite loss with a finite gradient, and the reverse, whose origin no rank can tell."""
+    first, second = run_in_ranks(_train_on_spoilt, tmp_path / "spoilt", is_loss_spoilt)
     (after_one_step, _, _), _ = run_in_ranks(_weights_after, tmp_path / "good", FakeBatches(), {"num_steps": 1})
     for message, weights, step in (first, second):
-        assert "nothing was updated. Clips: rank 1: clip_6, clip_7 " in message
+        assert f"nothing was updated. Clips: rank {blamed}: clip_" in message
+        assert "rank 1: clip_6, clip_7 " in message
         assert step == 1
         assert_same_weights(weights, after_one_step)
     report = json.loads((tmp_path / "spoilt" / "nonfinite_step_00000002.json").read_text())

@@ -1,34 +1,8 @@
-import json
 import re
-from pathlib import Path
 
 import pytest
 
-from mavil.report.charts import Chart, Charts, Line, loss_charts, metric_chart, read_metrics
-
-
-def write(path: Path, *lines: str) -> Path:
-    path.write_text("".join(line + "\n" for line in lines))
-    return path
-
-
-def test_metrics_are_read_per_step_last_word_counting(tmp_path: Path) -> None:
-    entries: list[dict[str, object]] = [
-        {"step": 20, "time": 1.5, "loss/inter": 2.0},
-        {"step": 40, "loss/inter": 1.5, "note": "text"},
-        {"step": 20, "loss/inter": 1.0, "optim/lr": 1e-4},
-    ]
-    path = write(tmp_path / "metrics.jsonl", *map(json.dumps, entries), '{"step": 60, "loss/int')
-    assert read_metrics(path) == [
-        {"step": 20, "time": 1.5, "loss/inter": 1.0, "optim/lr": 1e-4},
-        {"step": 40, "loss/inter": 1.5},
-    ]
-
-
-def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "metrics.jsonl", '{"step": 1}', "[2]", '{"step": 3}')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not a JSON object with a step: '\[2\]'"):
-        read_metrics(path)
+from mavil.report.charts import Chart, Charts, Line, loss_charts, metric_chart
 
 
 def test_one_chart_per_loss_term_one_line_per_run_that_has_it() -> None:
