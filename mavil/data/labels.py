@@ -138,4 +138,4 @@ def _read_records(path: Path) -> Iterable[dict[str, Any]]:
                 if isinstance(record, dict):
                     yield record
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{path}: cannot be read as a shard ({error}): run mavil shards verify on its folder") from None
+        raise UserError(f"{path}: cannot be read as a shard ({error}): run mavil shards check on its folder") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
@@ -17,6 +18,8 @@ def wrap_model(model: nn.Module) -> nn.Module:
     """
     if distributed.world_size() == 1:
         return model
+    # A false alarm: the gradient of the patch embedding of mono spectrograms differs only in the stride of an axis of size 1.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
