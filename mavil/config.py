@@ -1,27 +1,60 @@
 """Every setting there is: typed, frozen, each with its unit, its default and where the default comes from.
 
-A recipe is one YAML file; ``base: other.yaml`` lets it change another one (one level). ``key.path=value`` on the command
-line changes single settings. Unknown keys and wrong types are refused with the path and the nearest right name.
+:mod:`mavil.recipe` reads them from YAML files and the command line.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
-from mavil.structs import MODALITIES, Modality, TokenGrid, UserError
+from mavil.structs import MODALITIES, Modality, TokenGrid
 
 
 class Settings(BaseModel):
     """A frozen group of settings that accepts no unknown key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_not_truth_values(cls, values: Any) -> Any:
+        """YAML reads ``on`` as true, and Python counts with it; nobody who wrote ``seed: on`` meant 1."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if (
+                isinstance(value, bool)
+                and name in cls.model_fields
+                and cls.model_fields[name].annotation in (int, float)
+            ):
+                raise ValueError(f"{name} is {str(value).lower()}, but must be a number")
+        return values
+
+
+def _increasing(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the first of {list(pair)} is larger than the second: give the smallest, then the largest")
+    return pair
+
+
+def _each_once(modalities: tuple[Modality, ...]) -> tuple[Modality, ...]:
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"{list(modalities)} names one modality twice")
+    return modalities
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Duration(Settings):
@@ -34,17 +67,18 @@ class Duration(Settings):
         """Optimizer steps, rounded down; an epoch is ``samples_per_epoch`` samples."""
         if self.unit == "steps":
             return int(self.count)
-        return int(self.count * samples_per_epoch / global_batch)
+        return int(self.count * samples_per_epoch / global_batch + 1e-9)  # 0.29 x 100 is 28.999...
 
     def __str__(self) -> str:
-        return f"{self.count:g} {self.unit}"
+        count = int(self.count) if self.count == int(self.count) else self.count
+        return f"{count} {self.unit}"
 
 
 def _parse_duration(value: object) -> object:
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*(steps?|epochs?)\s*", value)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(steps?|epochs?)\s*", value)
         if match:
-            return Duration(count=float(match[1]), unit=match[2].rstrip("s") + "s")  # type: ignore[arg-type]
+            return {"count": float(match[1]), "unit": match[2].rstrip("s") + "s"}
         raise ValueError(f"{value!r} is not a length of training: write e.g. '20 epochs' or '300 steps'")
     if isinstance(value, (int, float)):
         raise ValueError(f"{value!r} needs a unit: write '{value} steps' or '{value} epochs'")
@@ -99,7 +133,7 @@ class AudioBranch(Settings):
 class VideoAugment(Settings):
     """What training does to frames. Drawn per clip from (seed, epoch, key); one crop for all frames of a clip."""
 
-    crop_scale: tuple[float, float] = Field(
+    crop_scale: Annotated[tuple[Share, Share], AfterValidator(_increasing)] = Field(
         (0.5, 1.0), description="area of the random crop as a share of the frame [recalled]"
     )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right mirror [recalled]")
@@ -115,7 +149,9 @@ class VideoBranch(Settings):
         256, gt=0, description="workers shrink larger frames to this short side, pixels [our choice]"
     )
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="ImageNet [source AV-SUPERB copy]")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="ImageNet [source AV-SUPERB copy]")
+    std: tuple[Positive, Positive, Positive] = Field(
+        (0.229, 0.224, 0.225), description="ImageNet [source AV-SUPERB copy]"
+    )
     patch: tuple[int, int, int] = Field(
         (2, 16, 16), description="tubelet: frames, rows, columns [source AV-SUPERB copy]"
     )
@@ -201,7 +237,9 @@ class ClassifyTask(Settings):
     """Labels from audio, video or both: fine-tuning, or a linear probe when the encoders are frozen."""
 
     kind: Literal["classify"] = "classify"
-    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1, description="what the classifier sees")
+    modalities: Annotated[tuple[Modality, ...], AfterValidator(_each_once)] = Field(
+        MODALITIES, min_length=1, description="what the classifier sees"
+    )
     weights: str | None = Field(None, description="pre-training run folder to start from; none: random start")
     frozen: bool = Field(False, description="train only the head on frozen features (linear probe)")
     loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(
@@ -241,7 +279,7 @@ class Optimizer(Settings):
         2e-4, gt=0, description="learning rate at global batch 256; applied = base x batch / 256 [recalled]"
     )
     weight_decay: float = Field(1e-5, ge=0, description="not on biases, norms and position tables [recalled, weak]")
-    betas: tuple[float, float] = Field(
+    betas: tuple[Momentum, Momentum] = Field(
         (0.9, 0.95), description="[recalled]; fine-tuning uses (0.9, 0.999) [source Audio-MAE]"
     )
     layer_decay: float = Field(
@@ -328,7 +366,8 @@ class Recipe(Settings):
             and self.audio.encoder.width != self.video.encoder.width
         ):
             raise ValueError(
-                f"fusion needs encoders of one width, but audio has {self.audio.encoder.width} and video {self.video.encoder.width}"
+                f"fusion needs encoders of one width, but audio has {self.audio.encoder.width} "
+                f"and video {self.video.encoder.width}"
             )
         if isinstance(self.task, PretrainTask):
             self._check_pretraining(self.task, len(present))
@@ -345,143 +384,3 @@ class Recipe(Settings):
             )
         if task.teacher and self.fusion is None and num_modalities == 2:
             raise ValueError("task.teacher needs a fusion when both modalities are set: its targets are fused tokens")
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*\.[\d_]*|\.inf|\.nan)$",
-        re.IGNORECASE,
-    ),
-    list("-+0123456789."),
-)
-
-
-def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply ``key.path=value`` changes.
-
-    Raises:
-        UserError: no such file, not YAML, an unknown key, a wrong type, or settings that do not fit together.
-    """
-    path = Path(path)
-    tree = _read_tree(path)
-    base = tree.pop("base", None)
-    if base is not None:
-        lower = _read_tree(path.parent / str(base))
-        if "base" in lower:
-            raise UserError(
-                f"{path}: its base {base} has a base itself; one level is the limit, so name {lower['base']} directly"
-            )
-        tree = _merge(lower, tree)
-    for change in changes:
-        _apply_change(tree, change)
-    tree.setdefault("name", path.stem)
-    return recipe_from_tree(tree, source=str(path))
-
-
-def recipe_from_tree(tree: dict[str, Any], source: str) -> Recipe:
-    """Validate a tree of settings; ``source`` opens every error message.
-
-    Raises:
-        UserError: as :func:`load_recipe`.
-    """
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("; ".join(_explain(problem, source) for problem in error.errors())) from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The complete recipe as YAML; :func:`load_recipe` reads it back unchanged."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-
-
-def change_recipe(recipe: Recipe, *changes: str) -> Recipe:
-    """A copy with ``key.path=value`` changes applied."""
-    tree = recipe.model_dump(mode="json")
-    for change in changes:
-        _apply_change(tree, change)
-    return recipe_from_tree(tree, source=recipe.name)
-
-
-def setting_paths(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
-    """Every dotted path a recipe may contain."""
-    for name, info in model.model_fields.items():
-        yield prefix + name
-        for group in _groups_in(info.annotation):
-            yield from setting_paths(group, f"{prefix}{name}.")
-
-
-def _groups_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [] if annotation is Duration else [annotation]
-    return [group for part in getattr(annotation, "__args__", ()) for group in _groups_in(part)]
-
-
-def _read_tree(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text(), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; the ones that ship are listed in configs/README.md") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, not {type(tree).__name__}")
-    return tree
-
-
-def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(lower)
-    for key, value in upper.items():
-        below = merged.get(key)
-        same_kind = (
-            isinstance(value, dict)
-            and isinstance(below, dict)
-            and value.get("kind", below.get("kind")) == below.get("kind")
-        )
-        merged[key] = _merge(below, value) if same_kind else value  # type: ignore[arg-type]
-    return merged
-
-
-def _apply_change(tree: dict[str, Any], change: str) -> None:
-    path, separator, text = change.partition("=")
-    if not separator or not path:
-        raise UserError(f"{change!r} is not a change of a setting: write key.path=value, e.g. optimizer.base_lr=1e-4")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        value = text
-    *groups, last = path.split(".")
-    for group in groups:
-        if not isinstance(tree.get(group), dict):
-            tree[group] = {}
-        tree = tree[group]
-    tree[last] = value
-
-
-def _explain(problem: Any, source: str) -> str:
-    # Discriminated unions put the chosen kind into the location; people never wrote it.
-    path = ".".join(str(part) for part in problem["loc"] if part not in ("pretrain", "classify", "joint", "bottleneck"))
-    if problem["type"] == "extra_forbidden":
-        near = _nearest_setting(path)
-        hint = f"did you mean {near}?" if near else "mavil inspect RECIPE prints every setting"
-        return f"{source}: {path} is not a setting; {hint}"
-    if problem["type"] == "value_error":
-        reason = str(problem["ctx"]["error"])
-        return f"{source}: {path}: {reason}" if path else f"{source}: {reason}"
-    return f"{source}: {path} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-def _nearest_setting(path: str) -> str | None:
-    known = list(dict.fromkeys(setting_paths()))
-    group, _, last = path.rpartition(".")
-    siblings = [p for p in known if p.rpartition(".")[0] == group]
-    near = difflib.get_close_matches(path, siblings, n=1, cutoff=0.6) or difflib.get_close_matches(
-        path, known, n=1, cutoff=0.6
-    )
-    same_name = [p for p in known if p.rpartition(".")[2] == last]
-    return near[0] if near else same_name[0] if same_name else None

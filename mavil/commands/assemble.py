@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mavil import distributed
-from mavil.config import ClassifyTask, PretrainTask, Recipe, load_recipe
+from mavil.config import ClassifyTask, PretrainTask, Recipe
 from mavil.config import Teacher as TeacherSettings
 from mavil.data.frames import FrameFrontEnd
 from mavil.data.labels import Vocabulary, count_field_values
@@ -25,6 +25,7 @@ from mavil.engine.tracker import read_metrics
 from mavil.models.build import build_classifier, build_masked
 from mavil.models.masked import MaskedLearner
 from mavil.models.weights import load_parts
+from mavil.recipe import load_recipe
 from mavil.structs import MODALITIES, Inputs, Modality, UserError
 from mavil.tasks.base import Task
 from mavil.tasks.classify import Classification

@@ -13,13 +13,14 @@ from mavil.commands.assemble import CONFIG_FILE, curve_of, evaluation_inputs, lo
 from mavil.commands.demo_checks import Check
 from mavil.commands.demo_clips import ClipSets
 from mavil.commands.embedding import Embedded, embed_shards
-from mavil.config import PretrainTask, Recipe, change_recipe
+from mavil.config import PretrainTask, Recipe
 from mavil.data.media import DecodeError, FrameWindow, decode_audio, decode_frames, encode_clip
 from mavil.data.shard_index import read_index
 from mavil.data.stream import ClipStream, ShardFile
 from mavil.evaluation.probing import CueResult
 from mavil.evaluation.retrieval import compute_standings, nearest
 from mavil.models.masked import MaskedLearner
+from mavil.recipe import change_recipe
 from mavil.report import page
 from mavil.report.charts import Charts, loss_charts
 from mavil.report.examples import Hit, Media, ReconstructionExample, RetrievalExample

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from mavil.commands.assemble import loader_for, prepare_for
-from mavil.config import Recipe, change_recipe
+from mavil.config import Recipe
 from mavil.data.loader import Loader
 from mavil.data.prepare import Prepare
 from mavil.evaluation.predict import collect
 from mavil.evaluation.probing import loudness
 from mavil.models.masked import MaskedLearner
+from mavil.recipe import change_recipe
 from mavil.structs import Inputs
 from mavil.tasks.pretrain import embed_batch
 

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from mavil import distributed
 from mavil.commands.assemble import CLASSES_FILE, evaluation_inputs, read_recipe, task_for
-from mavil.config import ClassifyTask, Recipe, change_recipe
+from mavil.config import ClassifyTask, Recipe
 from mavil.data.labels import Vocabulary
 from mavil.engine.checkpoint import load_weights, write_text
 from mavil.engine.runtime import choose_device, settle
 from mavil.models.weights import load_parts
+from mavil.recipe import change_recipe
 from mavil.structs import UserError
 
 RESULT_FILE = "evaluation.json"

@@ -15,11 +15,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mavil.commands.assemble import learning_rate_at, read_recipe
-from mavil.config import ClassifyTask, PretrainTask, Recipe, dump_recipe
+from mavil.config import ClassifyTask, PretrainTask, Recipe
 from mavil.models.build import build_classifier, build_masked
 from mavil.models.classifier import Classifier
 from mavil.models.masked import MaskedLearner
 from mavil.models.masking import random_masking
+from mavil.recipe import dump_recipe
 from mavil.structs import MODALITIES, MaskedView, Modality
 
 ASSUMED_CLASSES = 527

@@ -15,11 +15,12 @@ from torch import Tensor
 from mavil import distributed
 from mavil.commands.assemble import load_masked, shards_of
 from mavil.commands.embedding import Embedded, embed_shards
-from mavil.config import Recipe, change_recipe
+from mavil.config import Recipe
 from mavil.engine.checkpoint import write_text
 from mavil.engine.runtime import choose_device, settle
 from mavil.evaluation.probing import Cue, CueResult, cue_column, cue_table
 from mavil.evaluation.retrieval import both_directions
+from mavil.recipe import change_recipe
 from mavil.structs import UserError
 
 RESULT_FILE = "retrieval.json"

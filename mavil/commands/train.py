@@ -23,7 +23,7 @@ from mavil.commands.assemble import (
     task_for,
     vocabulary_for,
 )
-from mavil.config import Duration, Recipe, dump_recipe
+from mavil.config import Duration, Recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.loader import Loader
 from mavil.data.shard_index import read_index
@@ -33,6 +33,7 @@ from mavil.engine.run_folder import start_run
 from mavil.engine.runtime import choose_device, choose_precision, log_to, record_environment, seed_everything, settle
 from mavil.engine.tracker import Tracker
 from mavil.engine.trainer import Trainer
+from mavil.recipe import dump_recipe
 from mavil.structs import Inputs
 from mavil.tasks.base import Task
 
@@ -116,12 +117,12 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="settings to change, e.g. data.train=shards/mine"),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="run folder; default: runs/<name of the recipe>")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<name of the recipe>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder where it stopped")] = False,
 ) -> None:
     """Train a recipe: pre-training, fine-tuning or a linear probe."""
     recipe = read_recipe(recipe_path, changes or [])
-    folder = run or Path("runs") / recipe.name
+    folder = out or Path("runs") / recipe.name
     metrics = train_recipe(recipe, folder, resume, Console())
     if distributed.is_main() and metrics:
         typer.echo(f"{folder}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

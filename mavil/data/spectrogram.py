@@ -21,6 +21,8 @@ PRE_EMPHASIS = 0.97
 LOW_HZ, HIGH_HZ = 20.0, SAMPLE_RATE / 2
 FLOOR = torch.finfo(torch.float32).eps
 """Smallest mel energy before the logarithm: silence is log(FLOOR) = -15.94."""
+CLIPS_AT_ONCE = 4
+"""On a CPU: a whole batch of windows does not fit the cache, and every pass over them would fetch them from memory again."""
 
 
 def num_spectrogram_steps(lengths: Tensor) -> Tensor:
@@ -57,15 +59,22 @@ def log_mel(waveforms: Tensor, lengths: Tensor, filter_bank: Tensor) -> Tensor:
         ``[B, S, M]`` float32, ``S`` the number of whole windows in ``L`` samples (at least 1).
     """
     waveforms = F.pad(waveforms, (0, max(0, WINDOW_SAMPLES - waveforms.shape[1])))
+    at_once = CLIPS_AT_ONCE if waveforms.device.type == "cpu" else len(waveforms)
+    energies = torch.cat([_log_energies(clips, filter_bank) for clips in waveforms.split(max(1, at_once))])
+    is_real = torch.arange(energies.shape[1], device=lengths.device) < num_spectrogram_steps(lengths)[:, None]
+    return energies * is_real[..., None]
+
+
+def _log_energies(waveforms: Tensor, filter_bank: Tensor) -> Tensor:
+    """``[B, L]`` to ``[B, S, M]``."""
     windows = waveforms.unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)  # [B, S, 400]
     windows = windows - windows.mean(dim=2, keepdim=True)
     # Pre-emphasis starts anew in every window. What precedes the first sample does not matter: the Hann window is zero there.
     windows = windows - PRE_EMPHASIS * F.pad(windows[..., :-1], (1, 0))
     windows = windows * torch.hann_window(WINDOW_SAMPLES, periodic=False, device=waveforms.device)
-    power = torch.fft.rfft(windows, n=FFT_SAMPLES).abs().square()  # [B, S, 257]
-    energies = (power @ filter_bank.T).clamp(min=FLOOR).log()  # [B, S, M]
-    is_real = torch.arange(energies.shape[1], device=lengths.device) < num_spectrogram_steps(lengths)[:, None]
-    return energies * is_real[..., None]
+    spectrum = torch.view_as_real(torch.fft.rfft(windows, n=FFT_SAMPLES))  # [B, S, 257, 2]
+    power = spectrum.square().sum(dim=3)  # abs() would take a root only to square it again
+    return (power @ filter_bank.T).clamp(min=FLOOR).log()
 
 
 class AudioFrontEnd(nn.Module):

@@ -73,11 +73,11 @@ def _claim(run: Path, recipe_yaml: str, resume: bool) -> None:
         reached = f"step {int(latest.name.removeprefix('step_'))}" if latest else "no checkpoint yet"
         if not resume:
             raise UserError(
-                f"{run} already holds a run ({reached}): pass --resume to continue it or choose another folder with --run"
+                f"{run} already holds a run ({reached}): pass --resume to continue it or choose another folder with --out"
             )
         if not config.exists():
             raise UserError(
-                f"{run} holds checkpoints but no config.yaml: put it back, or choose another folder with --run"
+                f"{run} holds checkpoints but no config.yaml: put it back, or choose another folder with --out"
             )
         _check_same(run, config.read_text(), recipe_yaml)
     run.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _check_same(run: Path, before: str, now: str) -> None:
         kept = [text for key, text in zip(differing, described, strict=True) if key not in CHANGEABLE]
         raise UserError(
             f"{run} was started with other settings: {'; '.join(kept)}. Resume it with its own, or choose another folder "
-            "with --run"
+            "with --out"
         )
     if described:
         # Before the log file of the run is open: a warning reaches the console without it.

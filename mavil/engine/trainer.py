@@ -50,7 +50,7 @@ class Trainer:
     Args:
         task: what a step computes; see :class:`mavil.tasks.base.Task`.
         batches: endless; one batch is one micro-step of this rank, and all have the same number of clips.
-        prepare: turns a batch that is already on ``device`` into the model's inputs; runs without gradient in fp32.
+        prepare: turns a batch of the loader into the model's inputs on ``device``; runs without gradient in fp32.
         optimizer: from :func:`mavil.engine.optim.build_optimizer`.
         learning_rate: rate of the update after ``step`` finished ones; a pure function, nothing is replayed on resume.
         num_steps: optimizer updates in total, those before a resume included.
@@ -194,7 +194,7 @@ class Trainer:
     def _forward_backward(self, wrapped: nn.Module, batch: Batch) -> dict[str, Tensor | float]:
         """Add one micro-step's gradient and return what is logged about it, still on the device."""
         with torch.no_grad():
-            inputs = self.prepare(batch.to(self.device))
+            inputs = self.prepare(batch)
         # Only here: evaluation and export see the task's own model, which talks to no other rank.
         self.task.model = wrapped
         try:

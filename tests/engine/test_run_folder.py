@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mavil.config import setting_paths
 from mavil.engine.run_folder import CHANGEABLE, start_run
+from mavil.recipe import setting_paths
 from mavil.structs import UserError
 from tests.engine.test_checkpoint import save
 from tests.support.ranks import run_in_ranks
@@ -40,7 +40,7 @@ def test_another_run_is_not_touched(tmp_path: Path) -> None:
         start_run(tmp_path, "name: other\n", resume=False)
     save(tmp_path, 300)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(UserError, match=r"already holds a run \(step 300\): pass --resume .* --run"):
+    with pytest.raises(UserError, match=r"already holds a run \(step 300\): pass --resume .* --out"):
         start_run(tmp_path, "name: other\n", resume=False)
     with pytest.raises(UserError, match="was started with other settings"):
         start_run(tmp_path, "name: other\n", resume=True)

@@ -23,12 +23,15 @@ def make_model(**parts: object) -> MaskedLearner:
     return model
 
 
-def make_inputs(model: MaskedLearner, num_views: int = 1) -> tuple[dict[Modality, Tensor], dict[Modality, list[MaskedView]]]:
+def make_inputs(
+    model: MaskedLearner, num_views: int = 1
+) -> tuple[dict[Modality, Tensor], dict[Modality, list[MaskedView]]]:
     inputs = random_inputs(3)
     modalities = [m for m in ("audio", "video") if m in model.encoders]
     patches = {m: patchify(inputs.of(m), model.grid(m)) for m in modalities}
     views = {
-        m: [random_masking(torch.rand(p.shape[:2]), p.shape[1] // 4) for _ in range(num_views)] for m, p in patches.items()
+        m: [random_masking(torch.rand(p.shape[:2]), p.shape[1] // 4) for _ in range(num_views)]
+        for m, p in patches.items()
     }
     return patches, views
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from mavil.config import Recipe, recipe_from_tree
+from mavil.config import Recipe
+from mavil.recipe import recipe_from_tree
 from mavil.structs import Inputs
 
 

@@ -1,0 +1,243 @@
+"""The documents against the code: links, paths, names, commands and settings in them must exist, recipes must be listed."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+
+from mavil.cli import app
+from mavil.config import Recipe
+from mavil.recipe import load_recipe, setting_paths
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "configs/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+SOURCES = sorted((ROOT / "mavil").rglob("*.py"))
+SETTINGS = set(setting_paths())
+GROUPS = sorted(path for path in Recipe.model_fields if any(p.startswith(f"{path}.") for p in SETTINGS))
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+SPAN = re.compile(r"`([^`\n]+)`")
+PATH = re.compile(r"(?<![\w./-])((?:mavil|configs|docs|tests|\.ci)/(?:[\w./-]*[\w/])?)(?:::([\w.]+))?")
+SETTING = re.compile(rf"((?:{'|'.join(GROUPS)})(?:\.\w+)+)(?:=.*)?")
+FOREIGN_OPTIONS = {"--help", "--runslow"}
+
+
+class Text(NamedTuple):
+    """A document taken apart: ``prose`` outside of code blocks, and the blocks as (language, content)."""
+
+    prose: str
+    blocks: list[tuple[str, str]]
+
+
+@functools.cache
+def text_of(document: Path) -> Text:
+    prose, blocks = [], []
+    for number, part in enumerate(document.read_text(encoding="utf-8").split("```")):
+        if number % 2:
+            language, _, content = part.partition("\n")
+            blocks.append((language.strip(), content))
+        else:
+            prose.append(part)
+    return Text("\n".join(prose), blocks)
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def lines_of_code(document: Path) -> Iterator[str]:
+    """Whole command lines: of code blocks without a language, or of the comments of a recipe."""
+    if document.suffix == ".yaml":
+        for line in document.read_text(encoding="utf-8").splitlines():
+            if line.startswith("#"):
+                yield line[1:].strip()
+        return
+    for language, content in text_of(document).blocks:
+        if language in ("", "bash", "console"):
+            yield from (line.strip().removeprefix("$ ") for line in content.replace("\\\n", " ").splitlines())
+
+
+def words_after_mavil(line: str) -> list[str] | None:
+    """The arguments of ``mavil`` in a command line, also when torchrun starts it; ``None`` if it runs something else."""
+    if re.match(r"(\S*/)?mavil\s", line):
+        return shlex.split(line)[1:]
+    if re.match(r"(torchrun|\S*python\S*)\s.*-m mavil\s", line):
+        words = shlex.split(line)
+        return words[words.index("mavil") + 1 :]
+    return None
+
+
+COMMANDS = sorted(
+    {
+        (named(document), line)
+        for document in [*DOCUMENTS, *RECIPES]
+        for line in lines_of_code(document)
+        if words_after_mavil(line) is not None
+    }
+)
+
+
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that the first words name, and the words left over."""
+    command: Any = typer.main.get_command(app)
+    rest = list(words)
+    while hasattr(command, "commands"):
+        known = sorted(command.commands)
+        assert rest, f"a verb is missing, one of {known}"
+        assert rest[0] in known, f"{rest[0]!r} is no verb; there are {known}"
+        command = command.commands[rest.pop(0)]
+    return command, rest
+
+
+def all_options(command: Any) -> set[str]:
+    if hasattr(command, "commands"):
+        return set().union(*(all_options(inner) for inner in command.commands.values()))
+    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+
+
+def check_changes(recipe: str, changes: list[str]) -> None:
+    """Of a recipe that ships the changed values are read as well; of others only the names can be."""
+    for change in changes:
+        key, separator, _ = change.partition("=")
+        assert separator, f"{change!r} changes nothing"
+        assert key in SETTINGS, f"{key} is not a setting"
+    if recipe.startswith("configs/"):
+        load_recipe(ROOT / recipe, changes)
+
+
+@pytest.mark.parametrize(("document", "line"), COMMANDS)
+def test_a_command_is_one_that_the_program_takes(document: str, line: str) -> None:
+    words = words_after_mavil(line)
+    assert words is not None
+    command, rest = command_of(words)
+    # It reads the words as for a run, and calls nothing: unknown options, missing arguments and wrong types raise here.
+    given = command.make_context(command.name, [word for word in rest if word != "--help"]).params
+    if "changes" in given:
+        check_changes(str(given.get("recipe_path", "")), given["changes"] or [])
+
+
+def test_there_are_commands_to_check() -> None:
+    """The test above would be silent if the documents were written in a way that it does not find commands in."""
+    assert len(COMMANDS) > 20
+    verbs = {
+        tuple(words[: 2 if words[0] == "shards" else 1]) for _, line in COMMANDS if (words := words_after_mavil(line))
+    }
+    wanted = {
+        ("shards", "make"),
+        ("shards", "check"),
+        ("train",),
+        ("evaluate",),
+        ("retrieve",),
+        ("inspect",),
+        ("demo",),
+    }
+    assert verbs >= wanted
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_commands_settings_and_options_in_a_sentence_exist(document: Path) -> None:
+    options = all_options(typer.main.get_command(app)) | FOREIGN_OPTIONS
+    for span in SPAN.findall(text_of(document).prose):
+        words = words_after_mavil(f"{span} ")
+        if words:
+            command, rest = command_of(words)
+            assert not {word for word in rest if word.startswith("-")} - all_options(command), span
+            for word in rest:
+                if "=" in word:
+                    assert word.partition("=")[0] in SETTINGS, span
+        if span.startswith("--"):
+            assert span.split()[0] in options, span
+        if match := SETTING.fullmatch(span):
+            assert match[1] in SETTINGS, span
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_make_is_asked_for_what_it_has(document: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    spans = [span for span in SPAN.findall(text_of(document).prose) if span.startswith("make ")]
+    for line in [*spans, *(line for line in lines_of_code(document) if line.startswith("make "))]:
+        for word in shlex.split(line)[1:]:
+            name, separator, _ = word.partition("=")
+            assert f"$({name})" in makefile if separator else name in targets, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in LINK.findall(text_of(document).prose):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", text_of(path).prose, re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *RECIPES], ids=named)
+def test_files_and_functions_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    if document.suffix == ".md":
+        # YAML blocks show recipes that somebody might write.
+        text = "\n".join(
+            [text_of(document).prose, *(c for language, c in text_of(document).blocks if language != "yaml")]
+        )
+    for name, member in PATH.findall(text):
+        assert (ROOT / name).exists(), name
+        if member:
+            assert member in names_in(ROOT / name), f"{name} has no {member}"
+
+
+@functools.cache
+def names_in(source: Path) -> set[str]:
+    """What a module defines: functions, classes, methods as ``Class.method``."""
+    found: set[str] = set()
+
+    def collect(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found.add(prefix + node.name)
+                if isinstance(node, ast.ClassDef):
+                    collect(node.body, f"{prefix}{node.name}.")
+
+    collect(ast.parse(source.read_text(encoding="utf-8")).body, "")
+    return found
+
+
+def test_documents_that_the_code_sends_people_to_exist() -> None:
+    for source in SOURCES:
+        for name in re.findall(r"\b((?:docs|configs)/[\w/]+\.(?:md|yaml))", source.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{named(source)} names {name}"
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    table = {
+        target for target in LINK.findall(text_of(ROOT / "configs" / "README.md").prose) if target.endswith(".yaml")
+    }
+    assert table == {path.relative_to(ROOT / "configs").as_posix() for path in RECIPES}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_recipes_shown_in_a_document_can_be_read(document: Path, tmp_path: Path) -> None:
+    """Their first line says where they would lie, so that ``base`` can be found."""
+    for language, content in text_of(document).blocks:
+        if language == "yaml":
+            place = (ROOT / content.splitlines()[0].removeprefix("# ")).parent
+            recipe = tmp_path / "shown.yaml"
+            recipe.write_text(re.sub(r"^base: *", f"base: {place}/", content, flags=re.MULTILINE), encoding="utf-8")
+            load_recipe(recipe)
