@@ -202,7 +202,7 @@ def _players(media: bytes) -> dict[str, Media]:
     seconds = min(LONGEST_SECONDS, len(waveform) / SAMPLE_RATE)
     window = FrameWindow(max(1, round(seconds * SHOWN_FPS)), SHOWN_FPS, SHOWN_SIDE)
     frames = decode_frames(media, window)
-    poster = frames_png(frames[len(frames) // 2 :][:1], columns=1)
+    poster = frames_png(frames[-1:], columns=1)  # many clips begin with an empty picture
     return {
         "audio": Media(encode_clip(None, 0, waveform), "sound of the clip"),
         "video": Media(encode_clip(frames, SHOWN_FPS, None), "moving picture of the clip", poster),
