@@ -1,4 +1,4 @@
-"""The documents against the code: links, paths, names, commands and settings in them must exist, recipes must be listed."""
+"""The documents against the code: what they name must exist, what they list must be complete, their commands must be taken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ import pytest
 import typer.main
 
 from mavil.cli import app
+from mavil.commands.demo_checks import STANDARD_ERRORS, TIMES_CHANCE
+from mavil.commands.demo_clips import NUM_GALLERY, NUM_TRAIN
+from mavil.commands.errors import EXIT_CHECKS_FAILED, EXIT_CODES
 from mavil.config import Recipe
+from mavil.engine.run_folder import CHANGEABLE
 from mavil.recipe import load_recipe, setting_paths
 
 ROOT = Path(__file__).parents[1]
@@ -232,12 +236,60 @@ def test_every_recipe_is_in_the_table() -> None:
     assert table == {path.relative_to(ROOT / "configs").as_posix() for path in RECIPES}
 
 
+def rows_of(text: str) -> Iterator[list[str]]:
+    """The cells of every table row."""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_lengths_in_the_table_of_recipes_are_theirs() -> None:
+    for row in rows_of(text_of(ROOT / "configs" / "README.md").prose):
+        for name in LINK.findall(row[0]):
+            length = str(load_recipe(ROOT / "configs" / name).schedule.length)
+            assert length in row[4], f"{name} trains for {length}"
+
+
+def test_numbers_of_the_tiny_recipes_are_theirs() -> None:
+    """Writing the table's values over a recipe must change nothing."""
+    table = text_of(ROOT / "docs" / "deviations.md").prose.partition("## The tiny recipes")[2]
+    rows = [row for row in rows_of(table) if SPAN.match(row[0])]
+    assert len(rows) > 5
+    for row in rows:
+        names = SPAN.findall(row[0])
+        for cell, recipe in ((row[1], "pretrain/mavil_stage1.yaml"), (row[2], "tiny/stage1.yaml")):
+            values = [cell] if len(names) == 1 else cell.split(", ")
+            changes = [f"{name}={value}" for name, value in zip(names, values, strict=True)]
+            path = ROOT / "configs" / recipe
+            assert load_recipe(path, changes) == load_recipe(path), changes
+
+
+def test_what_training_md_lists_is_what_the_code_has() -> None:
+    prose = text_of(ROOT / "docs" / "training.md").prose
+    changeable = prose.partition("Settings must be the same")[2].partition("The number of ranks")[0]
+    assert {span for span in SPAN.findall(changeable) if SETTING.fullmatch(span)} == CHANGEABLE
+    codes = prose.partition("## Signals and exit codes")[2].partition("\n## ")[0]
+    listed = {int(row[0]) for row in rows_of(codes) if row[0].isdigit()}
+    assert listed == {0, 1, EXIT_CHECKS_FAILED, *EXIT_CODES.values()}
+
+
+def test_sizes_of_the_demo_are_the_codes() -> None:
+    assert f"{NUM_TRAIN + NUM_GALLERY:,} synthetic clips" in (ROOT / "README.md").read_text(encoding="utf-8")
+    evaluation = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+    assert f"{NUM_TRAIN:,} synthetic training clips and a gallery of {NUM_GALLERY}" in evaluation
+    assert f"at least {TIMES_CHANCE} x chance" in evaluation
+    assert f"more than {STANDARD_ERRORS:g} standard errors" in evaluation
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_recipes_shown_in_a_document_can_be_read(document: Path, tmp_path: Path) -> None:
     """Their first line says where they would lie, so that ``base`` can be found."""
     for language, content in text_of(document).blocks:
         if language == "yaml":
             place = (ROOT / content.splitlines()[0].removeprefix("# ")).parent
+            base = re.search(r"^base: *(\S+)", content, re.MULTILINE)
+            if base:
+                content = content.replace(base[0], f"base: {(place / base[1]).resolve()}")
             recipe = tmp_path / "shown.yaml"
-            recipe.write_text(re.sub(r"^base: *", f"base: {place}/", content, flags=re.MULTILINE), encoding="utf-8")
+            recipe.write_text(content, encoding="utf-8")
             load_recipe(recipe)
