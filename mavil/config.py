@@ -278,7 +278,7 @@ class Optimizer(Settings):
     base_lr: float = Field(
         2e-4, gt=0, description="learning rate at global batch 256; applied = base x batch / 256 [recalled]"
     )
-    weight_decay: float = Field(1e-5, ge=0, description="not on biases, norms and position tables [recalled, weak]")
+    weight_decay: float = Field(1e-5, ge=0, description="not on biases and norms [recalled, weak; rule: source MAE]")
     betas: tuple[Momentum, Momentum] = Field(
         (0.9, 0.95), description="[recalled]; fine-tuning uses (0.9, 0.999) [source Audio-MAE]"
     )

@@ -63,6 +63,11 @@ def vocabulary_for(recipe: Recipe) -> Vocabulary | None:
     index = read_index(shards_of(recipe, "train"))
     field = recipe.task.label_field
     counts = count_field_values(index.shard_paths, field) if field else index.label_counts
+    if recipe.task.loss == "cross_entropy" and sum(counts.values()) > index.num_clips:
+        raise UserError(
+            f"{index.folder}: some clips have several labels, and task.loss=cross_entropy takes one per clip: "
+            "set task.loss=binary_cross_entropy"
+        )
     return Vocabulary.from_index(counts)
 
 
@@ -142,10 +147,9 @@ def _pretraining(recipe: Recipe, settings: PretrainTask, device: torch.device) -
         teacher, target_values = _load_teacher(recipe, settings.teacher, device)
     model = build_masked(recipe, target_values)
     if settings.weights:
-        weights = load_weights(settings.weights)
         # Decoders of another stage predict something else; they start anew.
         parts = {n: p for n, p in model.parts().items() if teacher is None or not n.endswith("_decoder")}
-        load_parts(parts, weights, settings.weights)
+        load_parts(parts, load_weights(settings.weights), settings.weights)
     ratios: dict[Modality, float] = {m: b.mask_ratio for m in MODALITIES if (b := recipe.branch(m)) is not None}
     return Pretraining(model.to(device), ratios, settings.reconstruction, settings.contrast, teacher)
 
@@ -196,33 +200,34 @@ def curve_of(run: Path) -> list[dict[str, float]]:
     return [{"step": line["step"], **line["metrics"]} for line in read_metrics(run)]
 
 
-def global_batch(recipe: Recipe) -> int:
-    """Clips per optimizer step over all ranks."""
-    return recipe.trainer.device_batch * recipe.trainer.accumulation * distributed.world_size()
+def global_batch(recipe: Recipe, ranks: int | None = None) -> int:
+    """Clips per optimizer step over ``ranks`` processes, by default those of the process group."""
+    return recipe.trainer.device_batch * recipe.trainer.accumulation * (ranks or distributed.world_size())
 
 
-def step_counts(recipe: Recipe, samples_per_epoch: int) -> tuple[int, int]:
+def step_counts(recipe: Recipe, samples_per_epoch: int, ranks: int | None = None) -> tuple[int, int]:
     """Optimizer steps of the whole run and of its warm-up.
 
     Raises:
         UserError: the run would have no step.
     """
-    total = recipe.schedule.length.steps(samples_per_epoch, global_batch(recipe))
+    batch = global_batch(recipe, ranks)
+    total = recipe.schedule.length.steps(samples_per_epoch, batch)
     if total < 1:
         raise UserError(
             f"schedule.length {recipe.schedule.length} over {samples_per_epoch} clips is less than one step of "
-            f"{global_batch(recipe)} clips: make it longer or the batch smaller"
+            f"{batch} clips: make it longer or the batch smaller"
         )
-    return total, min(recipe.schedule.warmup.steps(samples_per_epoch, global_batch(recipe)), total)
+    return total, min(recipe.schedule.warmup.steps(samples_per_epoch, batch), total)
 
 
-def learning_rate(recipe: Recipe, step: int, total: int, warmup: int) -> float:
+def learning_rate(recipe: Recipe, step: int, total: int, warmup: int, ranks: int | None = None) -> float:
     """The applied learning rate of the update after ``step`` finished ones."""
-    peak = scaled_learning_rate(recipe.optimizer.base_lr, global_batch(recipe))
+    peak = scaled_learning_rate(recipe.optimizer.base_lr, global_batch(recipe, ranks))
     return warmup_cosine(step, peak=peak, warmup_steps=warmup, total_steps=total, minimum=recipe.schedule.min_lr)
 
 
-def learning_rate_at(recipe: Recipe, assumed_samples: int) -> tuple[dict[str, float], list[str]]:
+def learning_rate_at(recipe: Recipe, assumed_samples: int, ranks: int) -> tuple[dict[str, float], list[str]]:
     """Learning rates at five points of the run, by step, and what had to be assumed to know them."""
     assumptions = []
     samples = assumed_samples
@@ -230,6 +235,6 @@ def learning_rate_at(recipe: Recipe, assumed_samples: int) -> tuple[dict[str, fl
         samples = read_index(Path(recipe.data.train)).num_clips
     elif "epochs" in (recipe.schedule.length.unit, recipe.schedule.warmup.unit):
         assumptions.append(f"{assumed_samples} clips per epoch (data.train is not there to count)")
-    total, warmup = step_counts(recipe, samples)
+    total, warmup = step_counts(recipe, samples, ranks)
     points = sorted({0, warmup // 2, warmup, (warmup + total) // 2, total - 1})
-    return {f"step {step}": learning_rate(recipe, step, total, warmup) for step in points}, assumptions
+    return {f"step {step}": learning_rate(recipe, step, total, warmup, ranks) for step in points}, assumptions

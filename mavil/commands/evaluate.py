@@ -28,7 +28,7 @@ def evaluate_run(run: Path, recipe: Recipe) -> dict[str, float]:
     device = choose_device(recipe.trainer.device)
     settle(device, recipe.trainer.num_threads)
     vocabulary = Vocabulary.from_file(run / CLASSES_FILE) if isinstance(recipe.task, ClassifyTask) else None
-    # The checkpoint holds everything; what the run itself started from need not exist any more.
+    # The checkpoint holds the whole model; what the run itself started from need not exist any more (a teacher must).
     task = task_for(change_recipe(recipe, "task.weights=null"), vocabulary, device)
     load_parts(task.export_modules(), load_weights(run), str(run))
     task.model.eval()

@@ -42,8 +42,11 @@ class Inspection:
     assumptions: list[str]
 
 
-def inspect_recipe(recipe: Recipe) -> Inspection:
-    """Measure a recipe on the meta device: nothing is allocated, every number comes from the real modules."""
+def inspect_recipe(recipe: Recipe, ranks: int = 1) -> Inspection:
+    """Measure a recipe on the meta device: nothing is allocated, every number comes from the real modules.
+
+    ``ranks`` processes train together: the applied learning rate follows the global batch.
+    """
     assumptions: list[str] = []
     with torch.device("meta"):
         if isinstance(recipe.task, ClassifyTask):
@@ -52,7 +55,7 @@ def inspect_recipe(recipe: Recipe) -> Inspection:
         else:
             model = build_masked(recipe, _target_values(recipe))
     costs = _costs(recipe, model)
-    rates, rate_assumptions = learning_rate_at(recipe, ASSUMED_SAMPLES)
+    rates, rate_assumptions = learning_rate_at(recipe, ASSUMED_SAMPLES, ranks)
     return Inspection(
         recipe=recipe.model_dump(mode="json"),
         parameters=_parameters(model),
@@ -60,7 +63,7 @@ def inspect_recipe(recipe: Recipe) -> Inspection:
         multiply_adds=costs,
         learning_rate=rates,
         memory_gib=_memory(recipe, model),
-        assumptions=assumptions + rate_assumptions,
+        assumptions=[*assumptions, f"{ranks} rank(s)", *rate_assumptions],
     )
 
 
@@ -129,12 +132,16 @@ def _has_second_view(recipe: Recipe) -> bool:
 def _memory(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, float]:
     """Rough memory of one rank in GiB: float32 weights, gradients and two Adam moments, and kept activations.
 
-    Activations: a pre-norm block with fused attention keeps about 34 values per token and channel / 2 bytes in half precision
-    (Korthikanti et al. 2022, without the attention matrix); decoders likewise. An estimate, not a measurement.
+    A teacher adds its own weights. Activations: a pre-norm block with fused attention keeps about 34 bytes per token and
+    channel in half precision (Korthikanti et al. 2022, without the attention matrix). An estimate, not a measurement.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
-    bytes_per_value = 4 if recipe.trainer.precision == "fp32" else 2
+    is_half = recipe.trainer.precision == "bf16" or (
+        recipe.trainer.precision == "auto" and recipe.trainer.device != "cpu"
+    )
+    bytes_per_value = 2 if is_half else 4
+    has_teacher = isinstance(recipe.task, PretrainTask) and recipe.task.teacher is not None
     kept = 0
     for modality in recipe.modalities:
         branch = recipe.branch(modality)
@@ -145,9 +152,11 @@ def _memory(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, floa
             continue
         visible = branch.grid().num_visible(branch.mask_ratio) * (2 if _has_second_view(recipe) else 1)
         kept += 17 * (visible * encoder.width * encoder.depth + tokens * decoder.width * decoder.depth)
+        if recipe.fusion is not None:
+            kept += 17 * branch.grid().num_visible(branch.mask_ratio) * encoder.width * recipe.fusion.depth
     gib = 1024.0**3
     return {
-        "weights": 4 * everything / gib,
+        "weights": 4 * everything * (2 if has_teacher else 1) / gib,
         "gradients_and_adam": 12 * trained / gib,
         "activations": kept * bytes_per_value * recipe.trainer.device_batch / gib,
     }
@@ -158,11 +167,14 @@ def inspect(
         Path, typer.Argument(metavar="RECIPE", help="a YAML from configs/ or the config.yaml of a run")
     ],
     changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change")] = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="processes that train together; scales batch and learning rate")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False,
 ) -> None:
     """Print a recipe's resolved settings, parameters, tokens, cost, learning rates and memory."""
     recipe = read_recipe(recipe_path, changes or [])
-    result = inspect_recipe(recipe)
+    result = inspect_recipe(recipe, ranks)
     if as_json:
         typer.echo(json.dumps(asdict(result), indent=2))
         return

@@ -13,7 +13,7 @@ from torch import Tensor
 from mavil.data.labels import Vocabulary, record_labels
 from mavil.data.media import DecodeError, FrameWindow, decode_audio, decode_frames
 from mavil.data.stream import RawClip
-from mavil.structs import Batch, Modality, Sample, UserError, sample_seed, uniform_draws
+from mavil.structs import SAMPLE_RATE, Batch, Modality, Sample, UserError, sample_seed, uniform_draws
 
 BYTES_PER_GIB = 2**30
 
@@ -56,9 +56,8 @@ class ClipDecoder:
 
     Attributes:
         modalities: what is decoded; nothing else is touched.
-        audio_seconds: longest waveform, from the beginning of the clip.
-        frame_window: which frames; needed for video. Its start is uniform over the clip in training, and such that the
-            window lies in the middle in evaluation.
+        audio_seconds: longest waveform.
+        frame_window: which frames; needed for video. See :meth:`starts` for where in a clip both are taken.
         backend: name of the media decoder.
         seed: of the run.
         training: random windows, seeds by epoch; otherwise every sample has the seed of epoch 0.
@@ -91,12 +90,15 @@ class ClipDecoder:
             raise UnusableClip("no_media", "the shard has only the clip's record")
         labels = self._labels(record, raw)
         seed = sample_seed(self.seed, raw.epoch if self.training else 0, raw.key)
+        starts = self.starts(record["duration_seconds"], seed)
         try:
             return Sample(
                 key=raw.key,
                 seed=seed,
-                waveform=self._waveform(raw, raw.media, record) if "audio" in self.modalities else None,
-                frames=self._frames(raw, raw.media, record, seed) if "video" in self.modalities else None,
+                waveform=self._waveform(raw, raw.media, record, starts["audio"])
+                if "audio" in self.modalities
+                else None,
+                frames=self._frames(raw, raw.media, record, starts["video"]) if "video" in self.modalities else None,
                 labels=labels,
                 metadata={str(name): str(value) for name, value in record.get("metadata", {}).items()},
             )
@@ -116,24 +118,52 @@ class ClipDecoder:
             raise UserError(f"clip {raw.key} of {raw.shard}: {error}") from None
         return labels
 
-    def _waveform(self, raw: RawClip, media: bytes, record: dict[str, Any]) -> Tensor:
+    def starts(self, duration_seconds: float, seed: int) -> dict[Modality, float]:
+        """Second of the clip at which each wanted modality begins.
+
+        The longer of the two windows lies anywhere in the clip in training, in its middle in evaluation; the shorter one lies
+        likewise inside the longer, so that sound and picture are of the same moment however long the clip is.
+        """
+        lengths: dict[Modality, float] = {}
+        if "audio" in self.modalities:
+            lengths["audio"] = self.audio_seconds
+        if "video" in self.modalities and self.frame_window is not None:
+            lengths["video"] = self.frame_window.num_frames / self.frame_window.frames_per_second
+        span = min(max(lengths.values()), duration_seconds)
+        outer, *inner = [0.5] * (1 + len(lengths))
+        if self.training:
+            outer, *inner = uniform_draws(torch.tensor([seed]), "time window", 1 + len(lengths))[0].tolist()
+        begin = outer * (duration_seconds - span)
+        return {
+            m: begin + share * max(0.0, span - length)
+            for (m, length), share in zip(lengths.items(), inner, strict=True)
+        }
+
+    def _waveform(self, raw: RawClip, media: bytes, record: dict[str, Any], start: float) -> Tensor:
         if record.get("has_audio") is False:
             raise UnusableClip("no_audio", "its record says that it has no sound")
-        key = (raw.shard, raw.key, "audio")
-        return self.cache.get(key, lambda: decode_audio(media, self.audio_seconds, self.backend))
+        first = round(start * SAMPLE_RATE)
 
-    def _frames(self, raw: RawClip, media: bytes, record: dict[str, Any], seed: int) -> Tensor:
+        def decode() -> Tensor:
+            waveform = decode_audio(media, start + self.audio_seconds, self.backend)[first:]
+            if len(waveform) == 0:
+                raise DecodeError("too_short", f"its sound ends before {start:.2f} s")
+            return waveform.clone()
+
+        return self._kept(raw, "audio", start, decode)
+
+    def _frames(self, raw: RawClip, media: bytes, record: dict[str, Any], start: float) -> Tensor:
         if record.get("has_video") is False:
             raise UnusableClip("no_video", "its record says that it has no picture")
         window = self.frame_window
         assert window is not None
-        room = max(0.0, record["duration_seconds"] - window.num_frames / window.frames_per_second)
-        if self.training and room > 0:
-            # A window drawn from a continuum never comes twice: keeping it would only fill the cache.
-            start = room * uniform_draws(torch.tensor([seed]), "frame window", 1).item()
-            return decode_frames(media, window, start, self.backend)
-        key = (raw.shard, raw.key, room / 2)
-        return self.cache.get(key, lambda: decode_frames(media, window, room / 2, self.backend))
+        return self._kept(raw, "video", start, lambda: decode_frames(media, window, start, self.backend))
+
+    def _kept(self, raw: RawClip, modality: Modality, start: float, decode: Callable[[], Tensor]) -> Tensor:
+        if self.training and start > 0:
+            # A start drawn from a continuum never comes twice: keeping it would only fill the cache.
+            return decode()
+        return self.cache.get((raw.shard, raw.key, modality, start), decode)
 
 
 def _parse_record(text: bytes | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class MaskedLearner(nn.Module):
         encoded: dict[Modality, Tensor] = {}
         pooled: dict[Modality, Tensor] = {}
         for modality, all_patches in patches.items():
-            encoder = self._encoder(modality)
+            encoder = self.encoder(modality)
             view = concatenate(views[modality])
             num_views = len(views[modality])
             visible = select(all_patches.repeat(num_views, 1, 1), view.visible_ids)
@@ -65,7 +65,7 @@ class MaskedLearner(nn.Module):
 
     def grid(self, modality: Modality) -> TokenGrid:
         """How a modality is cut into patches."""
-        return self._encoder(modality).grid
+        return self.encoder(modality).grid
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules other models can start from: ``audio_encoder``, ``audio_decoder``, ..., ``fusion``."""
@@ -75,19 +75,20 @@ class MaskedLearner(nn.Module):
             parts["fusion"] = self.fusion
         return parts
 
-    def _encoder(self, modality: Modality) -> Encoder:
+    def encoder(self, modality: Modality) -> Encoder:
+        """The encoder of one modality."""
         return cast(Encoder, self.encoders[modality])
 
     def _fuse(self, encoded: dict[Modality, Tensor]) -> dict[Modality, Tensor]:
         """What the decoders see: normalised fused tokens, or the encoders' own where there is no fusion."""
         if self.fusion is None:
-            return {m: self._encoder(m).norm(tokens) for m, tokens in encoded.items()}
+            return {m: self.encoder(m).norm(tokens) for m, tokens in encoded.items()}
         fused: Fused = self.fusion(encoded["audio"], encoded["video"])
         return {"audio": self.fusion.norm(fused.audio[-1]), "video": self.fusion.norm(fused.video[-1])}
 
     def embed(self, modality: Modality, patches: Tensor) -> Tensor:
         """Pooled encoder output ``[B, D]`` of the complete input: what retrieval compares."""
-        encoder = self._encoder(modality)
+        encoder = self.encoder(modality)
         return encoder.pool(encoder(patches))
 
     def contextualise(

@@ -1,4 +1,4 @@
-"""Weights of an earlier run into a model: every missing and extra key is reported, nothing is skipped silently."""
+"""Weights of an earlier run into a model: a part either fits in every tensor or is refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from mavil.structs import UserError
 
 
-def load_parts(parts: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str, Tensor]], source: str) -> list[str]:
-    """Load each named part from a checkpoint's ``weights``; return what the checkpoint holds beyond these parts.
+def load_parts(parts: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+    """Load each named part from a checkpoint's ``weights``; parts that only the checkpoint has are left there.
 
     Raises:
         UserError: a part is not in the checkpoint, or its tensors have other names or shapes.
@@ -23,7 +23,6 @@ def load_parts(parts: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str
             )
         _check_same_tensors(name, module.state_dict(), weights[name], source)
         module.load_state_dict(dict(weights[name]))
-    return sorted(set(weights) - set(parts))
 
 
 def _check_same_tensors(name: str, wanted: Mapping[str, Tensor], held: Mapping[str, Tensor], source: str) -> None:

@@ -43,6 +43,10 @@ class Pretraining:
         self.contrast = contrast
         self.teacher = teacher
         self.grids: dict[Modality, TokenGrid] = {m: model.grid(m) for m in mask_ratios}
+        if model.fusion is not None and not (contrast and contrast.inter_weight + contrast.intra_weight > 0):
+            # Pooling alone uses these norms then, and nothing the pooling: several ranks wait for a gradient that never comes.
+            for modality in mask_ratios:
+                model.encoder(modality).norm.requires_grad_(False)
 
     def loss(self, inputs: Inputs, step: int) -> LossReport:
         """Every term of the stage; ``step`` is not used, masks depend on the clips' seeds alone."""

@@ -36,7 +36,7 @@ def test_stage_two_counts_the_teacher() -> None:
 
 
 def test_peak_of_the_printed_learning_rates_is_the_scaled_one() -> None:
-    result = inspect_recipe(load_recipe(CONFIGS / "pretrain/mavil_stage1.yaml", ["trainer.device_batch=512"]))
+    result = inspect_recipe(load_recipe(CONFIGS / "pretrain/mavil_stage1.yaml"), ranks=64)
     assert max(result.learning_rate.values()) == pytest.approx(4e-4)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from mavil.data.labels import Vocabulary
 from mavil.data.loader import Loader, build_loader
 from mavil.data.media import FrameWindow, decode_audio, decode_frames, encode_clip
+from mavil.data.samples import Cache, ClipDecoder
 from mavil.data.skips import Skip, SkipTally
 from mavil.structs import Batch, UserError, sample_seed
 from tests.data.shard_files import Members, record_bytes, sound_clip, wav_bytes, write_folder
@@ -279,9 +280,9 @@ def test_the_cache_saves_decoding_within_its_limit(pictures: Path, monkeypatch: 
     take(loader, 1), take(loader, 1)
     assert calls == {"audio": 4, "video": 4}
     calls.clear()
-    # In training only the clip that is no longer than the window has a window that comes again.
+    # In training only clips that are no longer than the window have windows that come again: two for the sound of 1 s.
     take(loader_of(pictures, cache_gib=1.0, **settings), 3)
-    assert calls == {"audio": 4, "video": 1 + 3 * 3}
+    assert calls == {"audio": 2 + 2 * 3, "video": 1 + 3 * 3}
     calls.clear()
     take(loader_of(pictures, cache_gib=40_000 * 4 / 2**30, modalities=("audio",)), 2)
     assert calls["audio"] in (5, 6)  # the long one, or two others, found no room
@@ -412,3 +413,45 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     victim.unlink()
     with pytest.raises(UserError, match=victim.name):
         loader_of(tmp_path)
+
+
+def decoder_of(audio_seconds: float, video_seconds: float, training: bool) -> ClipDecoder:
+    window = FrameWindow(num_frames=int(2 * video_seconds), frames_per_second=2.0, short_side=32)
+    return ClipDecoder(("audio", "video"), audio_seconds, window, "pyav", 0, training, None, None, Cache(0))
+
+
+def test_windows_of_one_length_are_the_same_moment() -> None:
+    decoder = decoder_of(4.0, 4.0, training=True)
+    starts = [decoder.starts(10.0, seed) for seed in range(200)]
+    assert all(start["audio"] == start["video"] for start in starts)
+    places = [start["audio"] for start in starts]
+    assert 0 <= min(places) < 0.5
+    assert 5.5 < max(places) <= 6.0
+    assert decoder_of(4.0, 4.0, training=False).starts(10.0, 0) == {"audio": 3.0, "video": 3.0}
+
+
+@pytest.mark.parametrize(("audio_seconds", "video_seconds"), [(10.0, 4.0), (2.0, 4.0)])
+def test_the_shorter_window_lies_inside_the_longer(audio_seconds: float, video_seconds: float) -> None:
+    decoder = decoder_of(audio_seconds, video_seconds, training=True)
+    longer, shorter = sorted({"audio": audio_seconds, "video": video_seconds}.items(), key=lambda item: -item[1])
+    for seed in range(50):
+        starts = decoder.starts(12.0, seed)
+        assert starts[longer[0]] <= starts[shorter[0]] <= starts[longer[0]] + longer[1] - shorter[1]
+    assert len({decoder.starts(12.0, seed)[shorter[0]] for seed in range(50)}) == 50
+
+
+def test_a_clip_shorter_than_every_window_begins_at_its_beginning() -> None:
+    assert decoder_of(4.0, 4.0, training=True).starts(2.5, 1) == {"audio": 0.0, "video": 0.0}
+
+
+def test_sound_comes_from_where_the_window_is(pictures: Path) -> None:
+    whole = waves(take(loader_of(pictures, training=False, audio_seconds=2.0), 1)[0])
+    middle = waves(take(loader_of(pictures, training=False, audio_seconds=1.0), 1)[0])
+    assert torch.equal(middle["long"], whole["long"][8000:24000])
+
+
+def waves(batch: Batch) -> dict[str, Tensor]:
+    assert batch.waveforms is not None
+    assert batch.waveform_lengths is not None
+    rows = zip(batch.keys, batch.waveforms, batch.waveform_lengths.tolist(), strict=True)
+    return {key: row[:length] for key, row, length in rows}

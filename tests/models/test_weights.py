@@ -12,11 +12,11 @@ def weights_of_a_run() -> dict[str, dict[str, torch.Tensor]]:
     return {name: dict(part.state_dict()) for name, part in build_masked(tiny_recipe()).parts().items()}
 
 
-def test_parts_are_loaded_and_the_rest_is_reported() -> None:
+def test_named_parts_are_loaded() -> None:
     weights = weights_of_a_run()
     parts = build_masked(tiny_recipe()).parts()
     del parts["video_decoder"]
-    assert load_parts(parts, weights, "runs/a") == ["video_decoder"]
+    load_parts(parts, weights, "runs/a")
     for name, part in parts.items():
         assert all(torch.equal(value, weights[name][key]) for key, value in part.state_dict().items())
 

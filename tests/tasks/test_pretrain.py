@@ -70,6 +70,20 @@ def test_two_ranks_equal_one_rank_on_the_joined_batch(with_teacher: bool) -> Non
             torch.testing.assert_close(rank_gradients[name], gradient, rtol=1e-5, atol=1e-8)
 
 
+def two_steps_without_contrast() -> list[float]:
+    task = make_task(contrast=None)
+    task.model = DistributedDataParallel(task.model)
+    start = 4 * distributed.rank()
+    return [
+        loss_and_gradients(task, slice_inputs(random_inputs(8), start, start + 4))[0].total.item() for _ in range(2)
+    ]
+
+
+def test_several_ranks_train_without_contrast() -> None:
+    # The second backward pass fails where a parameter got no gradient in the first.
+    assert all(len(losses) == 2 for losses in run_in_ranks(two_steps_without_contrast))
+
+
 def test_every_term_is_there_with_its_weight_and_the_total_is_their_sum() -> None:
     report, _ = loss_and_gradients(make_task(), random_inputs(4))
     assert report.weights == {
