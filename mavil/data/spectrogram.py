@@ -72,8 +72,8 @@ def _log_energies(waveforms: Tensor, filter_bank: Tensor) -> Tensor:
     # Pre-emphasis starts anew in every window. What precedes the first sample does not matter: the Hann window is zero there.
     windows = windows - PRE_EMPHASIS * F.pad(windows[..., :-1], (1, 0))
     windows = windows * torch.hann_window(WINDOW_SAMPLES, periodic=False, device=waveforms.device)
-    spectrum = torch.view_as_real(torch.fft.rfft(windows, n=FFT_SAMPLES))  # [B, S, 257, 2]
-    power = spectrum.square().sum(dim=3)  # abs() would take a root only to square it again
+    spectrum = torch.fft.rfft(windows, n=FFT_SAMPLES)  # [B, S, 257]
+    power = spectrum.real.square() + spectrum.imag.square()  # abs() would take a root only to square it again
     return (power @ filter_bank.T).clamp(min=FLOOR).log()
 
 
