@@ -35,6 +35,8 @@ MARKER = "demo.json"
 STAGES = ("stage1", "stage2")
 FINETUNES = ("audio", "video", "both")
 MOST_CUES = 8
+SYNTHETIC_CUES = ["onset_seconds", "pitch_hz", "rate_hz", "hue", "background_light", LOUDNESS]
+"""Factors that both modalities share, two that only the picture has, and the measured loudness, which goes with the size."""
 
 
 @dataclass
@@ -76,7 +78,7 @@ def run_demo(
     for stage in STAGES:
         gallery = _embed(out / stage, clips.evaluation)
         results.retrieval[stage] = retrieval_results(gallery, within)
-    names = cues or _default_cues(gallery)
+    names = cues or (SYNTHETIC_CUES if clips.is_synthetic else _default_cues(gallery))
     if names:
         results.cues = cue_results(_embed(out / STAGES[-1], clips.train), gallery, names)
     return results
