@@ -175,3 +175,26 @@ def test_embedding_is_the_mean_of_normalised_tokens_without_cls() -> None:
     encoder = model.encoders["audio"]
     expected = encoder.norm(encoder(patches["audio"]))[:, 1:].mean(1)  # type: ignore[operator]
     torch.testing.assert_close(model.embed("audio", patches["audio"]), expected)
+
+
+def test_audio_reaches_video_through_the_bottleneck() -> None:
+    model = make_model(fusion={"kind": "bottleneck", "depth": 2, "num_tokens": 2}).eval()
+    patches, views = make_inputs(model)
+    before = model(patches, views).predictions["video"]
+    patches["audio"] = patches["audio"] + 1
+    assert not torch.allclose(model(patches, views).predictions["video"], before, atol=1e-4)
+
+
+def test_decoder_puts_visible_tokens_back_in_their_places() -> None:
+    decoder = make_model().decoders["audio"]
+    decoder.blocks = nn.ModuleList()  # without attention every output depends on its own place only
+    view = random_masking(torch.rand(2, 8), 3)
+    tokens = torch.randn(2, 4, 32)
+    predictions = decoder(tokens, view)
+    embedded = decoder.embed(tokens)  # type: ignore[operator]
+    for clip in range(2):
+        for place in range(8):
+            shown = (view.visible_ids[clip] == place).nonzero()
+            own = embedded[clip, 1 + shown.item()] if len(shown) else decoder.mask_token[0, 0]  # type: ignore[index]
+            expected = decoder.pred(decoder.norm(own + decoder.pos_embed[0, 1 + place]))  # type: ignore[operator, index]
+            torch.testing.assert_close(predictions[clip, place], expected)

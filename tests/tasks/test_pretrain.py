@@ -112,6 +112,20 @@ def test_inter_modal_term_compares_view_one_and_intra_modal_terms_compare_views(
         torch.testing.assert_close(report.terms[name], symmetric_info_nce(*pair, temperature).loss)
 
 
+def test_reconstruction_counts_the_masked_tokens_and_no_other() -> None:
+    task = make_task(contrast=None)
+    inputs = random_inputs(2)
+    patches, views = task.patches(inputs), task.views(inputs, 1)
+    predictions = task.model(patches, views).predictions["audio"]
+    target, view = task.targets(patches)["audio"], views["audio"][0]
+    errors = [
+        (predictions[clip, token] - target[clip, token]).square().mean()
+        for clip in range(2)
+        for token in view.masked_ids[clip].tolist()
+    ]
+    torch.testing.assert_close(task.loss(inputs, 0).terms["audio_reconstruction"], torch.stack(errors).mean())
+
+
 def test_stage_two_keeps_the_contrast_and_predicts_the_teacher_without_moving_it() -> None:
     task = make_task(with_teacher=True)
     assert task.teacher is not None
