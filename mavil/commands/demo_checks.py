@@ -70,7 +70,11 @@ def print_results(
         console.print(table)
     for check in checks:
         mark = "[green]passed[/]" if check.passed else "[red]FAILED[/]"
-        console.print(f"{mark}  {check.name}: {check.value:.1f} %, needed {check.threshold:.1f} %", highlight=False)
+        console.print(
+            f"{mark}  {check.name}: {check.value:.1f} %, needed {check.threshold:.1f} %",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"summary: {out / 'summary.json'}", highlight=False)
     console.print(f"report:  {out / 'report.html'} (open it in a browser)", highlight=False)
     failed = sum(not check.passed for check in checks)
@@ -79,12 +83,12 @@ def print_results(
 
 
 def _retrieval_table(retrieval: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Table:
-    table = Table("after", "gallery", "clips", "direction", "R@1", "R@5", "R@10", "chance", title="retrieval, percent")
+    table = Table("after", "gallery", "direction", "R@1", "R@5", "R@10", "chance", title="retrieval, percent")
     for stage, galleries in retrieval.items():
         for gallery, ways in galleries.items():
             for way, numbers in ways.items():
                 recalls = [f"{numbers[f'recall_at_{k}_percent']:.1f}" for k in (1, 5, 10)]
                 chances = " / ".join(f"{numbers[f'chance_at_{k}_percent']:.3g}" for k in (1, 5, 10))
-                size = f"{numbers['gallery_size']:.0f}"
-                table.add_row(stage, gallery, size, way.replace("_", " "), *recalls, chances)
+                searched = f"{gallery.replace('whole gallery', 'all')}, {numbers['gallery_size']:.0f}"
+                table.add_row(stage, searched, way.replace("_to_", " → "), *recalls, chances)
     return table
