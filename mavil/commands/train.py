@@ -122,7 +122,4 @@ def train(
 ) -> None:
     """Train a recipe: pre-training, fine-tuning or a linear probe."""
     recipe = read_recipe(recipe_path, changes or [])
-    folder = out or Path("runs") / recipe.name
-    metrics = train_recipe(recipe, folder, resume, Console())
-    if distributed.is_main() and metrics:
-        typer.echo(f"{folder}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    train_recipe(recipe, out or Path("runs") / recipe.name, resume, Console())
