@@ -1,0 +1,44 @@
+"""Every setting there is: typed, frozen, each with its unit, its default and where the default comes from.
+
+:mod:`mavil.recipe` reads them from YAML files and the command line.
+"""
+
+from mavil.config.base import Duration, Length, Settings
+from mavil.config.data import Data, Remote, Sampling
+from mavil.config.model import (
+    AudioAugment,
+    AudioBranch,
+    BottleneckFusion,
+    JointFusion,
+    Tower,
+    VideoAugment,
+    VideoBranch,
+)
+from mavil.config.system import Recipe
+from mavil.config.task import ClassifyTask, Contrast, PretrainTask, Reconstruction, Teacher
+from mavil.config.training import Optimizer, Schedule, Trainer
+
+__all__ = [
+    "AudioAugment",
+    "AudioBranch",
+    "BottleneckFusion",
+    "ClassifyTask",
+    "Contrast",
+    "Data",
+    "Duration",
+    "JointFusion",
+    "Length",
+    "Optimizer",
+    "PretrainTask",
+    "Recipe",
+    "Reconstruction",
+    "Remote",
+    "Sampling",
+    "Schedule",
+    "Settings",
+    "Teacher",
+    "Tower",
+    "Trainer",
+    "VideoAugment",
+    "VideoBranch",
+]
