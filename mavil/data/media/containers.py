@@ -9,13 +9,22 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import av
 from av.container import InputContainer
 from av.stream import Disposition
 
-Cause = Literal["missing", "empty", "undecodable", "no_audio", "no_video", "too_short", "silent"]
+from mavil.data.media.limits import (
+    MAX_PIXELS,
+    MAX_SECONDS,
+    PacketCount,
+    excess_in_tables,
+    excess_in_tracks,
+    is_listed_mp4,
+)
+
+Cause = Literal["missing", "empty", "undecodable", "no_audio", "no_video", "too_short", "too_large", "silent"]
 
 MEDIA_ENDINGS = ("mp4", "m4a", "mov", "webm", "mkv", "wav", "flac", "ogg", "opus", "mp3")
 """Containers that go into shards as they are; the ending of a shard's media member is always one of these."""
@@ -24,6 +33,14 @@ CONVERTED_ENDINGS = ("avi", "mpg", "mpeg", "ts", "flv", "wmv", "m4v", "3gp", "aa
 
 # FFmpeg also "demuxes" play lists, which open other files and addresses: only real containers are let in.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,wav,flac,ogg,mp3,avi,mpeg,mpegts,flv,asf,aac,aiff"
+_OPTIONS: dict[str, Any] = {
+    "container_options": {"format_whitelist": _DEMUXERS},
+    "options": {"max_pixels": str(MAX_PIXELS)},  # of the decoders that FFmpeg opens to learn what the tracks hold
+}
+# FFmpeg decodes the first frames to learn what the tracks hold. A plain MP4 says all of it in its header.
+_NO_PROBING: dict[str, Any] = {"container_options": {"format_whitelist": _DEMUXERS, "probesize": "32"}}
+JUMPY = ("mpeg", "mpegts")
+"""FFmpeg's names of containers without an index, where a jump may end behind its target."""
 # What PyAV raises on damaged data. Anything else (TypeError, AttributeError ...) is our own mistake and escapes.
 DAMAGE = (av.FFmpegError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError, RuntimeError)
 
@@ -62,19 +79,59 @@ def open_media(source: bytes | str) -> Iterator[InputContainer]:
     """Open a file's bytes, or a file by its path, for reading.
 
     Raises:
-        DecodeError: ``missing``, ``empty``, or ``undecodable`` if anything fails here or while the body decodes.
+        DecodeError: ``missing``, ``empty``, ``too_large`` (:mod:`mavil.data.media.limits`), or ``undecodable`` if anything
+            fails here or while the body decodes.
     """
     if not source:
         raise DecodeError("empty", "the file has no bytes")
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        options = {"format_whitelist": _DEMUXERS}
-        with av.open(file, mode="r", container_options=options, metadata_errors="replace") as container:
-            yield container
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            refuse(excess_in_tables(file))
+            opened = file if isinstance(source, bytes) else source
+            with _open(file, opened) as container:
+                refuse(excess_in_tracks(container))
+                yield container
     except FileNotFoundError:
         raise DecodeError("missing", f"no such file: {source!r}") from None
     except DAMAGE as error:
         raise DecodeError("undecodable", " ".join(str(error).split())) from error
+
+
+def _open(file: BinaryIO, opened: BinaryIO | str) -> InputContainer:
+    if is_listed_mp4(file):
+        file.seek(0)
+        container = av.open(opened, mode="r", metadata_errors="replace", **{**_OPTIONS, **_NO_PROBING})
+        if _is_told(container):
+            return container
+        container.close()
+    file.seek(0)
+    return av.open(opened, mode="r", metadata_errors="replace", **_OPTIONS)
+
+
+def _is_told(container: InputContainer) -> bool:
+    """Whether the header said what all tracks hold; that of MPEG-4 part 2 leaves its size to the decoder."""
+    pictures, sounds = container.streams.video, container.streams.audio
+    return all(s.codec_context and s.codec_context.width for s in pictures) and all(
+        s.codec_context and s.codec_context.sample_rate for s in sounds
+    )
+
+
+def refuse(excess: str | None) -> None:
+    """Raise ``too_large`` if there is anything in excess."""
+    if excess is not None:
+        raise DecodeError("too_large", excess)
+
+
+def read_packets(container: InputContainer, streams: Any) -> Iterator[Any]:
+    """The packets of one stream or several, in the file's order.
+
+    Raises:
+        DecodeError: ``too_large``: they are too many, or more than the file can hold.
+    """
+    count = PacketCount(container.size)
+    for packet in container.demux(streams):
+        refuse(count.excess(packet.size))
+        yield packet
 
 
 def audio_stream(container: InputContainer) -> Any:
@@ -118,13 +175,17 @@ def probe(media: bytes) -> MediaInfo:
         if not streams:
             raise DecodeError("empty", "the file has neither sound nor picture")
         ends: dict[int, list[int]] = {s.index: [] for s in streams}  # in ticks of each stream
-        for packet in container.demux(streams):
+        for packet in read_packets(container, streams):
             if packet.pts is not None and packet.size and not packet.is_discard:
                 ends[packet.stream_index].append(packet.pts + (packet.duration or 0))
         filled = {s.type: s for s in streams if ends[s.index]}
         if not filled:
             raise DecodeError("empty", "the file's tracks hold no data")
         duration = max(float(max(ends[s.index]) * s.time_base) for s in filled.values()) - start_of(container)
+        if duration < 0:
+            raise DecodeError("undecodable", "its packets end before it begins")
+        if duration > MAX_SECONDS:
+            raise DecodeError("too_large", f"its packets span {duration:.6g} s")
         video = filled.get("video")
         rate = float(video.average_rate or 0) or len(ends[video.index]) / max(duration, 1e-9) if video else 0.0
         return MediaInfo(
@@ -143,6 +204,8 @@ def _on_one_thread(stream: Any) -> Any:
         raise DecodeError("undecodable", f"its {stream.type} track has a codec that FFmpeg does not know")
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
+    if stream.type == "video":
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return stream
 
 

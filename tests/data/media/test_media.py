@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import wave
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,22 +17,26 @@ import torch
 from torch import Tensor
 
 from mavil.data import media as room
-from mavil.data.media import DecodeError, FrameWindow, cut_clip, decode_audio, decode_frames, encode_clip, probe
+from mavil.data.media import (
+    DecodeError,
+    FrameWindow,
+    SoundWindow,
+    cut_clip,
+    decode_audio,
+    decode_clip,
+    decode_frames,
+    decoders,
+    encode_clip,
+    picture_track,
+    probe,
+)
+from mavil.data.media.containers import open_media, read_packets
 from mavil.data.synthetic import list_synthetic, read_synthetic, synthetic_clip
 from mavil.structs import SAMPLE_RATE, UserError
+from tests.data.media.media_files import Pictures, Sound, make_media, numbered
 
 NUM_FRAMES, FPS = 32, 8.0
 BACKENDS = ["pyav", "torchcodec", "decord"]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    """Each decoder in turn, those that cannot be loaded here skipped with their reason."""
-    try:
-        room._backend(request.param)
-    except UserError as error:
-        pytest.skip(str(error))
-    return request.param
 
 
 def numbered_frames(num_frames: int = NUM_FRAMES, height: int = 48, width: int = 64) -> Tensor:
@@ -96,6 +101,50 @@ def test_skipping_frames_nobody_refers_to_changes_no_pixel() -> None:
     assert np.array_equal(picked.permute(0, 2, 3, 1).numpy(), np.stack(expected))
 
 
+@pytest.mark.parametrize("container_format", ["mp4", "mov", "matroska", "fragmented"])
+def test_a_jump_into_the_file_changes_no_pixel(container_format: str) -> None:
+    options = {"movflags": "frag_keyframe+empty_moov"} if container_format == "fragmented" else {}
+    generator = np.random.default_rng(0)
+    images = [generator.integers(256, size=(6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(40)]
+    # Frames of unequal length, with B frames and a key frame every 7.
+    times = [Fraction(int(tick), 50) for tick in np.cumsum(generator.integers(1, 9, size=40)) - 1]
+    pictures = Pictures(images, times=times, time_base=Fraction(1, 50), options={"preset": "fast", "g": "7"})
+    media = make_media(container_format.replace("fragmented", "mp4"), pictures, container_options=options)
+    decoded = _decoded(media)
+    clock = [frame.time - decoded[0].time for frame in decoded]
+    pixels = [frame.to_ndarray(format="rgb24").transpose(2, 0, 1) for frame in decoded]
+    for start in np.arange(0.013, clock[-1] - 0.9, 0.24):
+        frames = decode_frames(media, FrameWindow(6, 7.0, 64), float(start)).numpy()
+        for number, frame in enumerate(frames):
+            on_screen = int(np.searchsorted(clock, start + number / 7.0, side="right")) - 1
+            assert np.array_equal(frame, pixels[on_screen]), f"frame {number} from {start:.3f} s"
+
+
+def test_only_the_packets_of_the_window_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    media = encode_clip(numbered_frames(), FPS, sine(4.0), key_frame_every=8, preset="fast")
+    read, opened = [], []
+
+    def counted(container: av.container.InputContainer, streams: object) -> Iterator[av.Packet]:
+        for packet in read_packets(container, streams):
+            read.append(packet.pts)
+            yield packet
+
+    def counted_open(source: bytes) -> contextlib.AbstractContextManager[av.container.InputContainer]:
+        opened.append(source)
+        return open_media(source)
+
+    monkeypatch.setattr(picture_track, "read_packets", counted)
+    monkeypatch.setattr(decoders, "open_media", counted_open)
+    _, frames = decode_clip(media, SoundWindow(0.0, 4.0), FrameWindow(3, 4.0, 64), 1.3)
+    assert frames is not None
+    assert numbers_in(frames) == [10, 12, 14]
+    assert len(opened) == 1
+    assert len(read) < 16, "8 frames of the window's key frame, and what comes before it is known that no more follows"
+    read.clear()
+    assert numbers_in(decode_frames(media, FrameWindow(3, 1.0, 64), 2.5)) == [20, 28, 4]  # past the end: all are needed
+    assert len([pts for pts in read if pts is not None]) >= NUM_FRAMES
+
+
 def _decoded(media: bytes) -> list[av.VideoFrame]:
     with av.open(io.BytesIO(media)) as container:
         return list(container.decode(video=0))
@@ -123,6 +172,79 @@ def test_sound_comes_back_in_place(backend: str) -> None:
     match = [float(decoded[17000:40000] @ waveform[17000 + lag : 40000 + lag]) for lag in lags]
     assert lags[int(np.argmax(match))] == 0
     assert (decoded - waveform).square().mean().sqrt() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("container_format", "codec", "rate", "tolerance"),
+    [
+        ("mp4", "aac", 16_000, 1e-6),
+        ("mov", "aac", 44_100, 1e-6),
+        ("matroska", "aac", 44_100, 1e-6),
+        ("mp3", "libmp3lame", 44_100, 1e-6),
+        ("mp4", "libmp3lame", 22_050, 1e-6),
+        ("ogg", "libopus", 48_000, 1e-5),
+        ("webm", "libopus", 48_000, 1e-5),
+        ("ogg", "vorbis", 44_100, 1e-6),
+        ("webm", "vorbis", 44_100, 1e-6),
+        ("ogg", "flac", 44_100, 1e-6),
+        ("flac", "flac", 48_000, 1e-6),
+        ("wav", "pcm_s16le", 8_000, 1e-6),
+        ("wav", "pcm_s16le", 44_100, 1e-6),
+    ],
+)
+def test_late_sound_is_that_of_the_whole(container_format: str, codec: str, rate: int, tolerance: float) -> None:
+    clicks = np.random.default_rng(0).uniform(-0.4, 0.4, (2, 4 * rate)) * (np.arange(4 * rate) % 1000 < 30)
+    # AAC may replace noise by other noise, drawn anew at every decoding: not here.
+    options = {"aac": {"aac_pns": "0"}, "vorbis": {"strict": "experimental"}}.get(codec, {})
+    media = make_media(container_format, None, Sound(clicks, rate, "stereo", codec, options=options))
+    whole = decode_audio(media, 10.0)
+    assert whole.abs().max() > 0.1
+    for start in (0.3, 0.7, 1.777, 3.3):
+        late = decode_audio(media, 0.6, start_seconds=start)
+        first = round(start * SAMPLE_RATE)
+        assert len(late) == round(0.6 * SAMPLE_RATE)
+        assert (late - whole[first : first + len(late)]).abs().max() < tolerance
+
+
+def test_late_sound_is_decoded_from_near_its_start() -> None:
+    noise = np.random.default_rng(0).uniform(-0.4, 0.4, (1, 4 * SAMPLE_RATE))
+    media = bytearray(make_media("flac", None, Sound(noise, codec="flac")))
+    expected = decode_audio(bytes(media), 0.5, start_seconds=3.0)
+    with av.open(io.BytesIO(media)) as container:
+        early = [(p.pos, p.size) for p in container.demux(audio=0) if p.pos and p.pts * p.time_base < 2]
+    for position, size in early[1:]:
+        media[position + 16 : position + size] = bytes(size - 16)
+    assert torch.equal(decode_audio(bytes(media), 0.5, start_seconds=3.0), expected)
+    with contextlib.suppress(DecodeError):
+        assert not torch.equal(decode_audio(bytes(media), 3.5)[-8000:], expected), "the damage harms nothing"
+
+
+def test_the_clip_is_its_sound_and_its_frames(numbered_clip: bytes, backend: str) -> None:
+    window = FrameWindow(4, 2.0, 64)
+    waveform, frames = decode_clip(numbered_clip, SoundWindow(1.5, 1.0), window, 0.7, backend)
+    assert waveform is not None
+    assert frames is not None
+    assert torch.equal(waveform, decode_audio(numbered_clip, 1.0, backend, 1.5))
+    assert (waveform - sine(4.0)[24_000:40_000]).square().mean().sqrt() < 0.02
+    assert torch.equal(frames, decode_frames(numbered_clip, window, 0.7, backend))
+    assert decode_clip(numbered_clip, None, None, backend=backend) == (None, None)
+    with pytest.raises(DecodeError) as caught:
+        decode_audio(numbered_clip, 1.0, backend, start_seconds=4.5)
+    assert caught.value.cause == "too_short"
+
+
+def test_what_the_header_of_an_mp4_leaves_out_is_looked_up() -> None:
+    media = make_media("mp4", Pictures(numbered(8), Fraction(8), codec="mpeg4", options={}))
+    assert (probe(media).width, probe(media).height) == (64, 48)
+    assert numbers_in(decode_frames(media, FrameWindow(3, 4.0, 64), 0.25)) == [2, 4, 6]
+
+
+def test_fragments_tell_their_own_times() -> None:
+    """An MP4 in fragments must be looked into: its header alone does not say when its tracks begin."""
+    pictures = Pictures(numbered(16), Fraction(8), times=[Fraction(4 + number, 8) for number in range(16)])
+    options = {"movflags": "frag_keyframe+empty_moov+delay_moov"}
+    media = make_media("mp4", pictures, Sound(sine(2.0)[None].numpy()), options)
+    assert numbers_in(decode_frames(media, FrameWindow(4, 4.0, 64), 0.5)) == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
@@ -154,6 +276,8 @@ def test_sound_that_begins_late_is_preceded_by_silence(backend: str) -> None:
     decoded = decode_audio(file.getvalue(), 1.5, backend)
     first = int((decoded.abs() > 0.1).nonzero()[0])
     assert first / SAMPLE_RATE == pytest.approx(0.5, abs=0.005)
+    late = decode_audio(file.getvalue(), 0.6, backend, start_seconds=0.9)
+    assert torch.equal(late, decoded[round(0.9 * SAMPLE_RATE) :])
     assert numbers_in(decode_frames(file.getvalue(), FrameWindow(4, 4.0, 64), 0.5, backend)) == [4, 6, 8, 10]
 
 
