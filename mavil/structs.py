@@ -31,12 +31,22 @@ SAMPLE_RATE = 16_000
 """Hz. The one waveform rate of the project; media.py resamples everything to it [paper: 16 kHz mono]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One audio-video segment of a source file, not yet read.
 
-    ``start_seconds`` / ``end_seconds`` of ``None`` mean the beginning / the end of the file. ``metadata`` keeps every
-    other column the source had, as text, and travels with the clip to the evaluation.
+    Attributes:
+        key: its own name in a set of shards.
+        path: the media file, or the tar that holds it.
+        start_seconds, end_seconds: of the file; ``None`` is its beginning or its end.
+        labels: class names.
+        metadata: every other column the source had, as text; it travels with the clip to the evaluation.
+        source_id: what its dataset calls the recording (a YouTube id, a file name): lists are compared by it.
+        weight: its share in weighted sampling, where the source gives one.
+        may_be_cut: the file may already be the span alone; it is cut only if it is clearly longer than that.
+        byte_range: (offset, size) of the media file inside ``path``.
+        stills: where the picture is a row of image files instead: their path with ``*`` for the number; they are spread
+            evenly over the sound of ``path``.
     """
 
     key: str
@@ -45,6 +55,11 @@ class Clip:
     end_seconds: float | None = None
     labels: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    source_id: str = ""
+    weight: float = 1.0
+    may_be_cut: bool = False
+    byte_range: tuple[int, int] | None = None
+    stills: str | None = None
 
 
 @dataclass
