@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from mavil.data.media import encode_clip
-from mavil.data.shards import ShardIndex, make_shards
+from mavil.data.shards.index import ShardIndex
+from mavil.data.shards.pack import make_shards
 from mavil.data.synthetic_families import FAMILIES, Factors, Shape
 from mavil.structs import SAMPLE_RATE, Clip, UserError, sample_seed
 
@@ -96,12 +97,14 @@ def read_synthetic(clip: Clip) -> bytes:
 def make_synthetic_shards(num_clips: int, out: Path, seed: int = 0, first: int = 0, **options: Any) -> ShardIndex:
     """Write clips ``first .. first + num_clips - 1`` of series ``seed`` as shards; two ranges share no clip.
 
-    ``options`` are those of :func:`mavil.data.shards.make_shards`.
+    ``options`` are those of :func:`mavil.data.shards.pack.make_shards`; nothing is looked at twice, for clips are rendered
+    anew each time they are read.
 
     Raises:
-        UserError: as :func:`list_synthetic` and :func:`mavil.data.shards.make_shards`.
+        UserError: as :func:`list_synthetic` and :func:`mavil.data.shards.pack.make_shards`.
     """
-    return make_shards(list_synthetic(num_clips, seed, first), out, read=read_synthetic, seed=seed, **options)
+    clips = list_synthetic(num_clips, seed, first)
+    return make_shards(clips, out, **{"read": read_synthetic, "seed": seed, "depth": "none", **options})
 
 
 def _render_sound(name: str, factors: Factors, noise: np.random.Generator) -> np.ndarray:

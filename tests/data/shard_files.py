@@ -6,12 +6,15 @@ import io
 import json
 import tarfile
 import wave
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mavil.data.shard_index import ShardIndex, ShardInfo, write_index
+from mavil.data.shards.clip_table import CLIPS, LABELS, ClipTable, write_table
+from mavil.data.shards.index import ShardIndex, ShardInfo, sha256_of, write_index
+from mavil.data.shards.tars import survey_shard
 from mavil.structs import SAMPLE_RATE, sample_seed
 
 Members = Mapping[str, bytes]
@@ -55,7 +58,26 @@ def write_folder(folder: Path, shards: Sequence[Mapping[str, Members]]) -> Path:
     """A folder of shards with its index."""
     for number, clips in enumerate(shards):
         write_tar(folder / f"{number:06d}.tar", clips)
-    infos = tuple(ShardInfo(f"{number:06d}.tar", len(clips), 0, "") for number, clips in enumerate(shards))
+    infos = tuple(_info_of(folder / f"{number:06d}.tar", len(clips)) for number, clips in enumerate(shards))
     num_clips = sum(info.num_clips for info in infos)
-    write_index(ShardIndex(folder, num_clips, num_clips, 0, label_counts={}, rejected={}, shards=infos))
+    surveys = [survey_shard(folder / info.name) for info in infos]
+    rows = [(*place, 1.0) for survey in surveys for _, place in survey]
+    labels = [_labels(members.get("json", b"{}")) for clips in shards for members in clips.values()]
+    classes = tuple(sorted({label for clip in labels for label in clip}))
+    write_table(folder, ClipTable.of(rows, [[classes.index(label) for label in clip] for clip in labels]))
+    tables = {name: sha256_of(folder / name) for name in (CLIPS, LABELS)}
+    counts = dict(Counter(label for clip in labels for label in clip))
+    write_index(ShardIndex(folder, num_clips, num_clips, 0, classes, counts, {}, infos, tables))
     return folder
+
+
+def _info_of(path: Path, num_clips: int) -> ShardInfo:
+    return ShardInfo(path.name, num_clips, path.stat().st_size, sha256_of(path))
+
+
+def _labels(record: bytes) -> tuple[str, ...]:
+    """The labels of a record; none where a test has damaged it."""
+    try:
+        return tuple(json.loads(record).get("labels", ()))
+    except (ValueError, TypeError, AttributeError):
+        return ()

@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tarfile
-from collections import Counter
-from collections.abc import Iterator
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mavil.data.media import MEDIA_ENDINGS, DecodeError, probe
 from mavil.structs import UserError
 
 INDEX = "index.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,15 +27,23 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What a folder of shards holds. ``rejected`` counts by cause the clips that were left out when it was made."""
+    """What a folder of shards holds, beside the table of its clips (:mod:`mavil.data.shards.clip_table`).
+
+    ``classes`` are all class names: in the official order of the dataset, clips or not, else those of the clips in
+    alphabetical order. ``rejected`` counts by cause the clips that were left out when it was made; ``tables`` has the
+    checksums of the table's files. ``num_silent`` clips are in it although they are silent; ``None`` is not known.
+    """
 
     folder: Path
     num_clips: int
     num_with_audio: int
     num_with_video: int
+    classes: tuple[str, ...]
     label_counts: dict[str, int]
     rejected: dict[str, int]
     shards: tuple[ShardInfo, ...]
+    tables: dict[str, str]
+    num_silent: int | None = None
 
     @property
     def shard_paths(self) -> list[Path]:
@@ -46,13 +51,15 @@ class ShardIndex:
         return [self.folder / shard.name for shard in self.shards]
 
 
-def read_index(folder: Path) -> ShardIndex:
-    """The index of a folder of shards.
+def read_index(folder: Path, shards_are_here: bool = True) -> ShardIndex:
+    """The index of a folder of shards; of one that lies elsewhere if not ``shards_are_here``.
 
     Raises:
         UserError: no such folder, no index, an index that cannot be read, or a shard it names is missing.
     """
     if not folder.is_dir():
+        if re.match(r"[a-z0-9+.-]+:/", str(folder)):
+            raise UserError(f"{folder}: an address, where a folder is needed; do this where the shards lie")
         raise UserError(f"{folder}: no such folder of shards; make one with mavil shards make")
     path = folder / INDEX
     if not path.is_file():
@@ -64,31 +71,18 @@ def read_index(folder: Path) -> ShardIndex:
         if tree.pop("format_version") != FORMAT_VERSION:
             raise UserError(f"{path}: written by another version of this program; make the shards again")
         shards = tuple(ShardInfo(**shard) for shard in tree.pop("shards"))
-        index = ShardIndex(folder=folder, shards=shards, **tree)
+        index = ShardIndex(folder=folder, shards=shards, classes=tuple(tree.pop("classes")), **tree)
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: damaged ({error}); make the shards again") from None
-    missing = [shard.name for shard in shards if not (folder / shard.name).is_file()]
+    present = {entry.name for entry in os.scandir(folder)} if shards_are_here else {shard.name for shard in shards}
+    missing = [shard.name for shard in shards if shard.name not in present]
     if missing:
         raise UserError(
             f"{folder}: {len(missing)} shards are missing, e.g. {missing[0]}; copy them there or make them again"
         )
     return index
-
-
-def verify_shards(folder: Path) -> list[str]:
-    """Everything wrong with a folder of shards, one line each: sizes, checksums, counts, members that cannot be read.
-
-    Raises:
-        UserError: as :func:`read_index`.
-    """
-    index = read_index(folder)
-    problems = [problem for shard in index.shards for problem in _verify_shard(folder, shard)]
-    total = sum(shard.num_clips for shard in index.shards)
-    if total != index.num_clips:
-        problems.append(f"{INDEX}: says {index.num_clips} clips, but its shards have {total}")
-    return problems
 
 
 def write_index(index: ShardIndex) -> None:
@@ -118,41 +112,3 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _verify_shard(folder: Path, shard: ShardInfo) -> Iterator[str]:
-    path = folder / shard.name
-    if path.stat().st_size != shard.bytes:
-        yield f"{shard.name}: {path.stat().st_size} bytes, the index says {shard.bytes}"
-    elif sha256_of(path) != shard.sha256:
-        yield f"{shard.name}: its checksum is not the one in the index"
-    members: Counter[str] = Counter()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, ending = member.name.rpartition(".")
-                file = tar.extractfile(member)
-                problem = _verify_member(ending, file.read() if file else b"")
-                if problem:
-                    yield f"{shard.name}: {member.name}: {problem}"
-                members[key] += 1
-    except (tarfile.TarError, OSError, EOFError) as error:
-        yield f"{shard.name}: cannot be read to its end ({error})"
-    yield from (
-        f"{shard.name}: clip {key} has {count} members instead of 2" for key, count in members.items() if count != 2
-    )
-    if len(members) != shard.num_clips:
-        yield f"{shard.name}: holds {len(members)} clips, the index says {shard.num_clips}"
-
-
-def _verify_member(ending: str, data: bytes) -> str | None:
-    try:
-        if ending == "json":
-            json.loads(data)
-        elif ending in MEDIA_ENDINGS:
-            probe(data)
-        else:
-            return f"no such member belongs into a shard; endings are json, {', '.join(MEDIA_ENDINGS)}"
-    except (ValueError, DecodeError) as error:
-        return f"cannot be read ({error})"
-    return None

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+import webdataset
 
-from mavil.commands.shards import app
-from mavil.data import shards as room
 from mavil.data.media import encode_clip, probe
-from mavil.data.shards import make_shards, make_shards_from_source, read_index, verify_shards
+from mavil.data.shards.clip_table import read_table
+from mavil.data.shards.index import ShardIndex, read_index
+from mavil.data.shards.pack import make_shards
+from mavil.data.shards.selection import take_range
+from mavil.data.shards.verify import verify_shards
+from mavil.data.sources.listing import Listing, Reject
+from mavil.data.sources.read import read_source
 from mavil.data.synthetic import list_synthetic, make_synthetic_shards
 from mavil.structs import Clip, UserError
 
@@ -24,12 +28,16 @@ SOUND = 0.3 * torch.sin(torch.arange(8000) / 5)
 PICTURE = torch.full((4, 3, 32, 32), 90, dtype=torch.uint8)
 
 
+def numbered_media(number: int) -> bytes:
+    """Clips that differ in nothing but their brightness."""
+    return encode_clip(PICTURE + number, 8.0, SOUND)
+
+
 @pytest.fixture(scope="module")
 def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of usable clips, and one of each kind of unusable one."""
     folder = tmp_path_factory.mktemp("media")
-    good = encode_clip(PICTURE, 8.0, SOUND)
-    files = {f"{'cat' if n % 2 else 'dog'}/{n}.mp4": good for n in range(6)}
+    files = {f"{'cat' if n % 2 else 'dog'}/{n}.mp4": numbered_media(n) for n in range(6)}
     files |= {
         "bad/no_sound.mp4": encode_clip(PICTURE, 8.0, None),
         "bad/no_picture.m4a": encode_clip(None, 8.0, SOUND),
@@ -54,8 +62,9 @@ def rejects_of(folder: Path) -> dict[str, str]:
         return {row["key"]: row["cause"] for row in csv.DictReader(file)}
 
 
-def pack(source: Path, out: Path, **options: object) -> room.ShardIndex:
-    return make_shards_from_source(source, out, show_progress=False, **options)
+def pack(source: Path, out: Path, skip: int = 0, limit: int | None = None, **options: object) -> ShardIndex:
+    listing = take_range(read_source(source), source, skip, limit)
+    return make_shards(listing, out, show_progress=False, **options)
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -68,7 +77,7 @@ def test_each_clip_is_one_media_file_and_its_record(media_folder: Path, tmp_path
     assert (index.num_clips, index.num_with_audio, index.num_with_video) == (7, 7, 7)
     assert index.label_counts == {"bad": 1, "cat": 3, "dog": 3}  # the silent one is usable unless the option says no
     assert read_index(tmp_path / "out") == index
-    assert verify_shards(tmp_path / "out") == []
+    assert verify_shards(tmp_path / "out", show_progress=False) == []
     members = {name: data for path in index.shard_paths for name, data in members_of(path).items()}
     assert len(members) == 14
     assert members["dog__0.mp4"] == (media_folder / "dog/0.mp4").read_bytes()
@@ -123,7 +132,7 @@ def test_a_missing_file_of_a_list_is_one_reject(media_folder: Path, tmp_path: Pa
 
 def test_equal_clips_give_equal_shards(tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("two", 3), ("other", 4)):
-        make_shards(list_synthetic(6, seed=0), tmp_path / name, read=lambda clip: CLIP, seed=seed, show_progress=False)
+        make_shards(list_synthetic(6, seed=0), tmp_path / name, **SAME_MEDIA, seed=seed)
     assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
     assert files_in(tmp_path / "one") != files_in(tmp_path / "other")
     with tarfile.open(tmp_path / "one/000000.tar") as tar:
@@ -131,18 +140,17 @@ def test_equal_clips_give_equal_shards(tmp_path: Path) -> None:
 
 
 CLIP = encode_clip(PICTURE, 8.0, SOUND)
+SAME_MEDIA = {"read": lambda clip: CLIP, "depth": "none", "show_progress": False}
 
 
-def keys_of(index: room.ShardIndex) -> list[str]:
+def keys_of(index: ShardIndex) -> list[str]:
     return [name[:-5] for path in index.shard_paths for name in members_of(path) if name.endswith(".json")]
 
 
 def test_order_is_shuffled_unless_it_is_to_be_kept(tmp_path: Path) -> None:
     clips = [Clip(key=f"{n:02d}", path="") for n in range(12)]
-    kept = make_shards(
-        clips, tmp_path / "a", read=lambda clip: CLIP, clips_per_shard=5, keep_order=True, show_progress=False
-    )
-    mixed = make_shards(clips, tmp_path / "b", read=lambda clip: CLIP, clips_per_shard=5, show_progress=False)
+    kept = make_shards(clips, tmp_path / "a", **SAME_MEDIA, clips_per_shard=5, keep_order=True)
+    mixed = make_shards(clips, tmp_path / "b", **SAME_MEDIA, clips_per_shard=5)
     assert keys_of(kept) == [clip.key for clip in clips]
     assert keys_of(mixed) != keys_of(kept)
     assert sorted(keys_of(mixed)) == keys_of(kept)
@@ -165,14 +173,15 @@ def test_finished_shards_are_not_touched_without_leave(media_folder: Path, tmp_p
     assert files_in(tmp_path / "out") == before
     index = pack(media_folder, tmp_path / "out", overwrite=True, clips_per_shard=7)
     assert index.num_clips == 7
-    assert verify_shards(tmp_path / "out") == []
+    assert verify_shards(tmp_path / "out", show_progress=False) == []
 
 
 def test_overwriting_leaves_no_shard_of_the_old_set(media_folder: Path, tmp_path: Path) -> None:
     pack(media_folder, tmp_path / "out", clips_per_shard=2)
     (tmp_path / "out/notes.txt").write_text("mine")
     pack(media_folder, tmp_path / "out", overwrite=True)
-    assert sorted(files_in(tmp_path / "out")) == ["000000.tar", "index.json", "notes.txt", "rejects.csv"]
+    expected = ["000000.tar", "clips.npy", "index.json", "labels.npz", "notes.txt", "rejects.csv"]
+    assert sorted(files_in(tmp_path / "out")) == expected
 
 
 def test_an_interrupted_write_leaves_what_was_there(media_folder: Path, tmp_path: Path) -> None:
@@ -182,16 +191,17 @@ def test_an_interrupted_write_leaves_what_was_there(media_folder: Path, tmp_path
         return CLIP
 
     clips = [Clip(key=f"{n:02d}", path="") for n in range(4)]
-    options = {"read": stop_at_third, "clips_per_shard": 1, "keep_order": True, "show_progress": False}
+    options = {**SAME_MEDIA, "read": stop_at_third, "clips_per_shard": 1, "keep_order": True}
     with pytest.raises(KeyboardInterrupt):
-        make_shards(clips, tmp_path / "new", **options)  # type: ignore[arg-type]
-    assert files_in(tmp_path / "new") == {}
+        make_shards(clips, tmp_path / "new", **options)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".incomplete"]
     with pytest.raises(UserError, match="no finished set of shards"):
         read_index(tmp_path / "new")
     pack(media_folder, tmp_path / "old")
     before = files_in(tmp_path / "old")
     with pytest.raises(KeyboardInterrupt):
-        make_shards(clips, tmp_path / "old", overwrite=True, **options)  # type: ignore[arg-type]
+        make_shards(clips, tmp_path / "old", overwrite=True, **options)
+    shutil.rmtree(tmp_path / "old/.incomplete")
     assert files_in(tmp_path / "old") == before
 
 
@@ -200,19 +210,22 @@ def test_a_stop_while_shards_are_moved_leaves_no_index(tmp_path: Path, monkeypat
     move, moved = os.replace, []
 
     def stop_at_second(source: Path, target: Path) -> None:
-        if moved:
-            raise KeyboardInterrupt
-        moved.append(target)
+        if target.parent == tmp_path / "out":
+            if moved:
+                raise KeyboardInterrupt
+            moved.append(target)
         move(source, target)
 
     monkeypatch.setattr(os, "replace", stop_at_second)
     clips = [Clip(key=f"{n}", path="") for n in range(2)]
     with pytest.raises(KeyboardInterrupt):
-        make_shards(
-            clips, tmp_path / "out", read=lambda clip: CLIP, clips_per_shard=1, overwrite=True, show_progress=False
-        )
+        make_shards(clips, tmp_path / "out", **SAME_MEDIA, clips_per_shard=1, overwrite=True)
     assert len(moved) == 1
     assert not (tmp_path / "out/index.json").exists()
+    monkeypatch.setattr(os, "replace", move)
+    index = make_shards(clips, tmp_path / "out", **SAME_MEDIA, clips_per_shard=1)  # the rest is moved, by the same call
+    assert index.num_clips == 2
+    assert verify_shards(tmp_path / "out", show_progress=False) == []
 
 
 def test_nothing_usable_is_an_error_that_counts_causes(media_folder: Path, tmp_path: Path) -> None:
@@ -229,35 +242,6 @@ def test_nothing_usable_is_an_error_that_counts_causes(media_folder: Path, tmp_p
     with pytest.raises(UserError, match="none of the 3"):
         pack(source, tmp_path / "full", overwrite=True)
     assert files_in(tmp_path / "full") == before
-
-
-def test_damage_to_finished_shards_is_found(tmp_path: Path) -> None:
-    index = make_synthetic_shards(4, tmp_path / "out", clips_per_shard=2, show_progress=False)
-    first, second = index.shard_paths
-    whole = first.read_bytes()
-    first.write_bytes(whole[:600] + bytes([whole[600] ^ 255]) + whole[601:])
-    assert any("000000.tar: its checksum" in problem for problem in verify_shards(tmp_path / "out"))
-    first.write_bytes(whole[:-5000])
-    assert any(
-        "000000.tar" in problem and "bytes, the index says" in problem for problem in verify_shards(tmp_path / "out")
-    )
-    first.write_bytes(whole)
-    with tarfile.open(second, "w") as tar:
-        for name, data in {"a.mp4": b"no media", "a.json": b"{", "b.pickle": b"x"}.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    problems = "\n".join(verify_shards(tmp_path / "out"))
-    for expected in (
-        "a.mp4: cannot be read",
-        "a.json: cannot be read",
-        "b.pickle: no such member",
-        "clip b has 1 members",
-    ):
-        assert expected in problems
-    second.unlink()
-    with pytest.raises(UserError, match=r"1 shards are missing, e\.g\. 000001\.tar"):
-        read_index(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -287,28 +271,46 @@ def test_targets_and_keys_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="0 clips per shard"):
         make_synthetic_shards(1, tmp_path / "out", clips_per_shard=0, show_progress=False)
     with pytest.raises(ValueError, match="same key"):
-        make_shards([Clip(key="a", path=""), Clip(key="a", path="")], tmp_path / "out", read=lambda clip: CLIP)
+        make_shards([Clip(key="a", path=""), Clip(key="a", path="")], tmp_path / "out", **SAME_MEDIA)
+    clips = (Clip(key="a", path="a.mp4", labels=("owl",)),)
+    with pytest.raises(UserError, match="'owl' is none of the 2 classes"):
+        make_shards(Listing(clips, classes=("cat", "dog")), tmp_path / "out", **SAME_MEDIA)
 
 
-def test_the_verbs_make_and_check(media_folder: Path, tmp_path: Path) -> None:
-    def run(*arguments: object) -> str:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return result.output
+def test_shards_differ_in_size_by_one_clip_at_most(tmp_path: Path) -> None:
+    clips = [Clip(key=f"{n:02d}", path="") for n in range(11)]
+    index = make_shards(clips, tmp_path / "out", **SAME_MEDIA, clips_per_shard=5)
+    assert [shard.num_clips for shard in index.shards] == [4, 4, 3]
 
-    assert "7 clips (7 with sound, 7 with picture, 3 labels) in 1 shards" in run("make", media_folder, tmp_path / "a")
-    output = run("make", media_folder, tmp_path / "b", "--require", "audio", "--reject-silent", "--limit", 6)
-    assert "silent" in output
-    assert "rejects.csv" in output
-    run("make", "--synthetic", 4, tmp_path / "c", "--skip", 1, "--limit", 2, "--keep-order")
-    assert keys_of(read_index(tmp_path / "c")) == ["synthetic_0_000001", "synthetic_0_000002"]
-    assert "every shard is as its index says" in run("check", tmp_path / "c")
-    read_index(tmp_path / "c").shard_paths[0].write_bytes(b"")
-    with pytest.raises(UserError, match=r"\d problems"):
-        run("check", tmp_path / "c")
-    for arguments, message in (
-        (["make", "a"], "OUT"),
-        (["make", "--synthetic", 2, "a", "b"], "--synthetic needs no source"),
-    ):
-        with pytest.raises(UserError, match=message):
-            run(*arguments)
+
+def test_classes_of_the_source_keep_their_order_and_rejects_of_the_source_are_counted(tmp_path: Path) -> None:
+    clips = tuple(Clip(key=f"{n}", path="", labels=("cat", "ant")[n:], weight=n + 0.5) for n in range(2))
+    listing = Listing(clips, (Reject("gone", "list.csv", "missing", "line 3"),), classes=("dog", "cat", "ant"))
+    index = make_shards(listing, tmp_path / "out", **SAME_MEDIA, keep_order=True)
+    assert index.classes == ("dog", "cat", "ant")
+    assert index.label_counts == {"ant": 2, "cat": 1}
+    assert index.rejected == {"missing": 1}
+    assert rejects_of(tmp_path / "out") == {"gone": "missing"}
+    table = read_table(tmp_path / "out", 2)
+    assert [table.labels_of(clip).tolist() for clip in range(2)] == [[1, 2], [2]]
+    assert table.rows["weight"].tolist() == [0.5, 1.5]
+
+
+def test_a_clip_that_fails_only_when_written_is_a_reject_and_moves_no_other(tmp_path: Path) -> None:
+    clips = [Clip(key=f"{n}", path="") for n in range(6)]
+    options = {**SAME_MEDIA, "clips_per_shard": 2, "keep_order": True}
+    whole = make_shards(clips, tmp_path / "whole", **options)
+    index = make_shards(clips, tmp_path / "out", **{**options, "read": lambda clip: CLIP if clip.key != "2" else b"x"})
+    assert [shard.num_clips for shard in index.shards] == [2, 1, 2]
+    assert rejects_of(tmp_path / "out") == {"2": "undecodable"}
+    assert [index.shards[n] == whole.shards[n] for n in range(3)] == [True, False, True]
+    assert verify_shards(tmp_path / "out", show_progress=False) == []
+
+
+def test_webdataset_reads_the_shards(media_folder: Path, tmp_path: Path) -> None:
+    index = pack(media_folder, tmp_path / "out", clips_per_shard=4)
+    urls = [str(path) for path in index.shard_paths]
+    samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False)}
+    assert sorted(samples) == sorted(keys_of(index))
+    assert samples["dog__0"]["mp4"] == (media_folder / "dog/0.mp4").read_bytes()
+    assert json.loads(samples["dog__0"]["json"])["labels"] == ["dog"]
