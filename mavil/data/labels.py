@@ -1,12 +1,11 @@
-"""Class names and multi-hot targets; classes come from a shard index, a metadata field or a file."""
+"""Class names and multi-hot targets; classes come from a shard index, a metadata field or a file, and keep its order."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import tarfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ NUM_NEAR = 3
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The classes of a classifier, in alphabetical order, each once: a class's place is its number in targets and logits.
+    """The classes of a classifier, each once: a class's place is its number in targets and logits.
 
     Raises:
         UserError: there is no class at all.
@@ -32,21 +31,12 @@ class Vocabulary:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(sorted(set(self.classes))))
+        object.__setattr__(self, "classes", tuple(dict.fromkeys(self.classes)))
         if not self.classes:
             raise UserError(
                 "the shards have no labels: pack a folder with one sub-folder per class, or a CSV with a labels column, "
                 "or name a metadata field in task.label_field"
             )
-
-    @classmethod
-    def from_index(cls, label_counts: Mapping[str, int]) -> Vocabulary:
-        """The labels of a shard index, which maps each to its number of clips.
-
-        Raises:
-            UserError: the index counts no label.
-        """
-        return cls(tuple(label_counts))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
@@ -104,16 +94,20 @@ def record_labels(record: Mapping[str, Any], label_field: str | None) -> tuple[s
     return () if value is None or value == "" else (str(value),)
 
 
-def count_field_values(shard_paths: Sequence[Path], label_field: str) -> dict[str, int]:
-    """How many clips have each value of a metadata field; reads the JSON members of the shards and no media.
+def count_field_values(records: Iterable[bytes], label_field: str) -> dict[str, int]:
+    """How many clips have each value of a metadata field, given the JSON records of all clips; values in order.
 
     Raises:
-        UserError: no clip has the field; the message lists the fields there are. A shard cannot be read.
+        UserError: no clip has the field; the message lists the fields there are.
     """
     counts: Counter[str] = Counter()
     fields: set[str] = set()
-    for path in shard_paths:
-        for record in _read_records(path):
+    for text in records:
+        try:
+            record = json.loads(text)
+        except ValueError:
+            continue  # the loader counts such a clip as unusable
+        if isinstance(record, dict):
             fields.update(record.get("metadata") or {})
             counts.update(record_labels(record, label_field))
     if not counts:
@@ -121,21 +115,4 @@ def count_field_values(shard_paths: Sequence[Path], label_field: str) -> dict[st
         raise UserError(
             f"no clip has a metadata field {label_field!r} (fields: {known}): set task.label_field to one of them"
         )
-    return dict(counts)
-
-
-def _read_records(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.name.endswith(".json"):
-                    continue
-                file = tar.extractfile(member)
-                try:
-                    record = json.loads(file.read()) if file else None
-                except ValueError:
-                    continue  # the loader counts such a clip as unusable
-                if isinstance(record, dict):
-                    yield record
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{path}: cannot be read as a shard ({error}): run mavil shards check on its folder") from None
+    return dict(sorted(counts.items()))

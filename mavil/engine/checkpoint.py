@@ -39,16 +39,18 @@ FORMAT = 1
 class Checkpoint:
     """What one rank needs to go on as if it had never stopped.
 
-    ``random`` is :func:`mavil.engine.runtime.random_state`; ``averages`` what was not logged yet. Every value must be plain
-    (numbers, text, lists, dicts) or a tensor. ``source`` is the folder it was read from.
+    ``random`` is :func:`mavil.engine.runtime.random_state`, ``None`` to begin anew; ``averages`` what was not logged yet.
+    Every value must be plain (numbers, text, lists, dicts) or a tensor. ``source`` is the folder it was read from,
+    ``positions`` the loaders' positions of all ranks that wrote it.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: TrainState
-    random: dict[str, Any]
+    random: dict[str, Any] | None
     averages: dict[str, Any]
     source: Path | None = None
+    positions: list[dict[str, Any]] | None = None
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, modules: dict[str, nn.Module], keep: int) -> Path:
@@ -96,17 +98,18 @@ def latest_checkpoint(run: Path) -> Path | None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read this rank's share of a checkpoint folder, on the CPU.
 
+    A checkpoint of another number of ranks goes on too: its weights and optimizer are everybody's; random numbers and what
+    was not logged yet begin anew, for they were each rank's own.
+
     Raises:
-        UserError: damaged, of another format, or written by another number of ranks.
+        UserError: damaged or of another format.
     """
     manifest = _read_manifest(path)
-    if manifest["ranks"] != distributed.world_size():
-        raise UserError(
-            f"{path} was written by {manifest['ranks']} ranks, this run has {distributed.world_size()}: resume with "
-            f"{manifest['ranks']}, or begin a new run from its weights"
-        )
     content = _read(path, "state.pt", manifest)
-    own = content["ranks"][distributed.rank()]
+    ranks = content["ranks"]
+    positions = [rank["state"]["position"] for rank in ranks]
+    is_same_world = len(ranks) == distributed.world_size()
+    own = ranks[distributed.rank()] if is_same_world else {**ranks[0], "random": None, "averages": {}}
     return Checkpoint(
         model=content["model"],
         optimizer=content["optimizer"],
@@ -114,6 +117,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         random=own["random"],
         averages=own["averages"],
         source=path,
+        positions=positions if all(position is not None for position in positions) else None,
     )
 
 

@@ -31,8 +31,18 @@ CHANGEABLE = frozenset(
     {
         "data.train",
         "data.evaluation",
+        "data.num_workers",
+        "data.shuffle_buffer",
         "data.cache_gib",
         "data.max_skip_ratio",
+        "data.unusable",
+        "data.clip_seconds_limit",
+        "data.remote.cache",
+        "data.remote.cache_gib",
+        "data.remote.tries",
+        "data.remote.timeout_seconds",
+        "data.remote.allow_shell",
+        "trainer.device_batch",
         "trainer.device",
         "trainer.num_threads",
         "trainer.log_every",
@@ -41,9 +51,9 @@ CHANGEABLE = frozenset(
         "trainer.evaluate_every",
     }
 )
-"""Settings a resumed run may change: where the shards lie and how fast they are read, on what it computes and what it
-writes when. Everything else enters the numbers, even the number of workers (it decides the order of clips), and half a
-run under other settings is an experiment nobody described."""
+"""Settings a resumed run may change: where the shards lie, who reads them and how fast, on what it computes and what it
+writes when. Another number of workers deals the rest of the epoch anew; another batch per device must leave the global batch
+as it was. Everything else enters the numbers, and half a run under other settings is an experiment nobody described."""
 
 
 def start_run(run: Path, recipe_yaml: str, resume: bool) -> Path | None:

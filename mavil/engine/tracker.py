@@ -73,7 +73,8 @@ class Tracker:
         total_steps: where the progress bar ends.
         console: where bar and lines go; a bar only on a terminal.
         resumed_step: the step the run goes on from; later lines of an interrupted run are dropped, they come again.
-        skipped: this rank's skipped clips by cause so far, logged as the sum over ranks ``data/skipped_<cause>``.
+        counts: what this rank's loader has counted so far, logged as the sum over ranks ``data/<name>``; with
+            ``samples`` and ``bytes_read`` among them also ``data/bytes_per_sample``.
     """
 
     def __init__(
@@ -82,10 +83,10 @@ class Tracker:
         total_steps: int,
         console: Console,
         resumed_step: int = 0,
-        skipped: Callable[[], dict[str, int]] | None = None,
+        counts: Callable[[], dict[str, int]] | None = None,
     ) -> None:
         self._total_steps = total_steps
-        self._skipped = skipped
+        self._counts = counts
         self._resumed = resumed_step, time.monotonic()
         self._line_after = 0.0
         self._is_writing = distributed.is_main()
@@ -127,10 +128,10 @@ class Tracker:
 
     def log(self, step: int, metrics: dict[str, float], conditions: dict[str, float]) -> None:
         """Write the training metrics of a log step and show loss and speed."""
-        skipped = self._count_skipped()
+        counts = self._gather_counts()
         if not self._is_writing:
             return
-        self._write(step, metrics, conditions | skipped)
+        self._write(step, metrics, conditions | counts)
         shown = f"loss {metrics['loss/total']:.4f}  {conditions['speed/clips_per_second']:.1f} clips/s"
         self._bar.update(self._bar_task, numbers=shown)
         is_due = time.monotonic() >= self._line_after or step == self._total_steps
@@ -152,13 +153,15 @@ class Tracker:
         for name, value in (metrics | conditions).items():
             self._board.add_scalar(name, value, step)
 
-    def _count_skipped(self) -> dict[str, float]:
-        if self._skipped is None:
+    def _gather_counts(self) -> dict[str, float]:
+        if self._counts is None:
             return {}
         total: Counter[str] = Counter()
-        for counts in distributed.gather_objects(self._skipped()):
+        for counts in distributed.gather_objects(self._counts()):
             total.update(counts)
-        return {f"data/skipped_{cause}": count for cause, count in sorted(total.items())}
+        if total["samples"]:
+            total["bytes_per_sample"] = total["bytes_read"] // total["samples"]
+        return {f"data/{name}": count for name, count in sorted(total.items())}
 
     def _time_left(self, step: int) -> str:
         first_step, since = self._resumed

@@ -101,7 +101,8 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.state = checkpoint.state
         self._averages.load_state_dict(checkpoint.averages)
-        set_random_state(checkpoint.random, self.device)
+        if checkpoint.random is not None:
+            set_random_state(checkpoint.random, self.device)
 
     def fit(self) -> dict[str, float]:
         """Train up to ``num_steps`` and return the metrics of the last evaluation (empty without one).

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from mavil.data.frames import ATTEMPTS, FrameFrontEnd, centre_boxes, random_boxes, resample
+from mavil.data.loading.samples import stack_samples
 from mavil.data.prepare import Prepare, prepared
-from mavil.data.samples import stack_samples
 from mavil.data.spectrogram import (
     FLOOR,
     AudioFrontEnd,

@@ -32,7 +32,7 @@ def test_averages_are_means_since_the_last_read() -> None:
 
 
 def test_metrics_go_to_jsonl_and_tensorboard(tmp_path: Path) -> None:
-    with Tracker(tmp_path, 10, Console(file=io.StringIO()), skipped=lambda: {"no_audio": 2}) as tracker:
+    with Tracker(tmp_path, 10, Console(file=io.StringIO()), counts=lambda: {"skipped_no_audio": 2}) as tracker:
         tracker.log(1, METRICS, CONDITIONS)
         tracker.log_evaluation(1, {"accuracy": 0.75})
     first, second = read_metrics(tmp_path)
@@ -82,8 +82,9 @@ def _track(run: Path) -> dict[str, float]:
     averages = Averages()
     averages.add({"loss/total": float(distributed.rank())})
     means = averages.read(CPU)
-    causes = {"no_video": 1} if distributed.rank() else {"broken": 1, "no_video": 1}
-    with Tracker(run, 4, Console(file=io.StringIO()), skipped=lambda: causes) as tracker:
+    counts = {"skipped_no_video": 1, "samples": 2, "bytes_read": 100}
+    counts |= {} if distributed.rank() else {"skipped_broken": 1, "bytes_read": 300}
+    with Tracker(run, 4, Console(file=io.StringIO()), counts=lambda: counts) as tracker:
         tracker.advance(4)
         tracker.log(4, means, CONDITIONS)
         tracker.log_evaluation(4, {"accuracy": 1.0})
@@ -96,4 +97,5 @@ def test_rank_0_writes_for_all(tmp_path: Path) -> None:
     assert first["metrics"] == {"loss/total": 0.5}
     assert first["conditions"]["data/skipped_no_video"] == 2
     assert first["conditions"]["data/skipped_broken"] == 1
+    assert first["conditions"]["data/bytes_per_sample"] == 100
     assert second["metrics"] == {"evaluation/accuracy": 1.0}

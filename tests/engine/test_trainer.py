@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mavil import distributed
-from mavil.engine.checkpoint import checkpoints, latest_checkpoint, load_weights
+from mavil.engine.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, load_weights
 from mavil.engine.runtime import random_state
 from mavil.engine.tracker import read_metrics
 from mavil.engine.trainer import Interrupted, Trainer
@@ -258,18 +257,22 @@ def test_not_finite_on_rank_1_stops_both_ranks_before_the_update(
     assert [rank["keys"] for rank in report["ranks"]] == [["clip_4", "clip_5"], ["clip_6", "clip_7"]]
 
 
-def _resume_alone(run: Path) -> str:
-    try:
-        train(run, resume=True)
-    except UserError as error:
-        return str(error)
-    return f"resumed in {distributed.world_size()} ranks"
+def _resume_in_two(run: Path) -> tuple[dict[str, Any], int, bool, int]:
+    path = latest_checkpoint(run)
+    assert path is not None
+    checkpoint = load_checkpoint(path)
+    trainer, tracker = assemble(run, FakeBatches(), resume=True, num_steps=8)
+    with tracker:
+        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        trainer.fit()
+    return before, trainer.state.step, checkpoint.random is None, len(checkpoint.positions or [])
 
 
-def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    train(tmp_path)
-    for message in run_in_ranks(_resume_alone, tmp_path):
-        assert "was written by 1 ranks, this run has 2" in message
+def test_another_number_of_ranks_goes_on_from_the_same_weights(tmp_path: Path) -> None:
+    whole = train(tmp_path)
+    for weights, step, is_anew, num_positions in run_in_ranks(_resume_in_two, tmp_path):
+        assert_same_weights(weights, whole.model.state_dict())
+        assert (step, is_anew, num_positions) == (8, True, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])

@@ -31,20 +31,28 @@ class Skip:
     shard: str
 
 
+@dataclass(frozen=True)
+class SkipPolicy:
+    """How many clips may be left out: at most ``max_ratio`` of those seen; none at all if it ``stops_at_first``."""
+
+    max_ratio: float = 0.05
+    stops_at_first: bool = False
+
+
 class SkipTally:
     """Skips of one rank, by cause.
 
     Args:
         folder: of the shards, for messages.
-        max_skip_ratio: largest share of the clips seen that may be left out.
+        policy: how many there may be.
         num_clips: clips in the whole set.
         sees_all: this is the only rank, so that a finished pass tells the exact share.
     """
 
-    def __init__(self, folder: str, max_skip_ratio: float, num_clips: int, sees_all: bool) -> None:
+    def __init__(self, folder: str, policy: SkipPolicy, num_clips: int, sees_all: bool) -> None:
         self.counts: Counter[str] = Counter()
         self._folder = folder
-        self._max_skip_ratio = max_skip_ratio
+        self._policy = policy
         self._num_clips = num_clips
         self._sees_all = sees_all
         self._num_seen = 0
@@ -63,12 +71,17 @@ class SkipTally:
         self._num_seen += num_seen
         for skip in skips:
             self.counts[skip.cause] += 1
+            if self._policy.stops_at_first:
+                raise UserError(
+                    f"{self._folder}: clip {skip.key} of {skip.shard} cannot be used ({skip.cause}: {skip.detail}); "
+                    "correct the source and make the shards again, or set data.unusable=skip"
+                )
             count = self.counts[skip.cause]
             if count <= WARNINGS_PER_CAUSE or count.bit_count() == 1:
                 logger.warning(
                     "clip %s of %s left out (%s, %d so far): %s", skip.key, skip.shard, skip.cause, count, skip.detail
                 )
-        share = self._max_skip_ratio
+        share = self._policy.max_ratio
         allowed = share * self._num_seen + DEVIATIONS * math.sqrt(share * (1 - share) * self._num_seen)
         if self.counts.total() > max(allowed, FEWEST_SKIPS - 1 if share else 0):
             raise self._too_many()
@@ -83,7 +96,7 @@ class SkipTally:
         """
         num_skipped = self.counts.total()
         is_hopeless = 0 < num_skipped == self._num_seen
-        if self._sees_all and (is_hopeless or num_skipped > self._max_skip_ratio * self._num_seen):
+        if self._sees_all and (is_hopeless or num_skipped > self._policy.max_ratio * self._num_seen):
             raise self._too_many()
 
     def _too_many(self) -> UserError:
@@ -92,5 +105,5 @@ class SkipTally:
         causes = ", ".join(f"{cause} {count}" for cause, count in self.counts.most_common())
         return UserError(
             f"{self._folder}: {amount} of {self._num_seen} clips can be used ({causes}; data.max_skip_ratio is "
-            f"{self._max_skip_ratio:g}): the log names some of them; correct the source and make the shards again"
+            f"{self._policy.max_ratio:g}): the log names some of them; correct the source and make the shards again"
         )

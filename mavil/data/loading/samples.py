@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mavil.data.labels import Vocabulary, record_labels
-from mavil.data.media import DecodeError, FrameWindow, decode_audio, decode_frames
-from mavil.data.stream import RawClip
-from mavil.structs import SAMPLE_RATE, Batch, Modality, Sample, UserError, sample_seed, uniform_draws
+from mavil.data.media import DecodeError, FrameWindow, SoundWindow, decode_clip
+from mavil.data.stream.clips import RawClip
+from mavil.structs import Batch, Modality, Sample, UserError, sample_seed, uniform_draws
 
 BYTES_PER_GIB = 2**30
 
@@ -27,26 +27,31 @@ class UnusableClip(Exception):  # noqa: N818 - a verdict on data, not an error o
         self.detail = detail
 
 
+Decoded = tuple[Tensor | None, Tensor | None]
+"""Waveform and frames of one clip."""
+
+
 @dataclass
 class Cache:
-    """Decoded tensors kept in this process until ``max_bytes`` are used; what came first stays.
+    """Decoded clips kept in this process until ``max_bytes`` are used; what came first stays.
 
     Nothing is ever thrown out: clips come round in epochs, and when a whole epoch does not fit, dropping the oldest would
     drop each clip shortly before it is wanted again.
     """
 
-    max_bytes: int
+    max_bytes: int = 0
     used_bytes: int = 0
-    kept: dict[tuple, Tensor] = field(default_factory=dict)
+    kept: dict[tuple, Decoded] = field(default_factory=dict)
 
-    def get(self, key: tuple, decode: Callable[[], Tensor]) -> Tensor:
-        """The tensor kept under ``key``, or else what ``decode`` returns. Nobody may write into it."""
+    def get(self, key: tuple, decode: Callable[[], Decoded]) -> Decoded:
+        """What is kept under ``key``, or else what ``decode`` returns. Nobody may write into it."""
         if key in self.kept:
             return self.kept[key]
         value = decode()
-        if self.used_bytes + value.nbytes <= self.max_bytes:
+        num_bytes = sum(tensor.nbytes for tensor in value if tensor is not None)
+        if self.used_bytes + num_bytes <= self.max_bytes:
             self.kept[key] = value
-            self.used_bytes += value.nbytes
+            self.used_bytes += num_bytes
         return value
 
 
@@ -55,26 +60,24 @@ class ClipDecoder:
     """Turns raw clips into samples, the same sample for the same (seed, epoch, key) in any process.
 
     Attributes:
-        modalities: what is decoded; nothing else is touched.
-        audio_seconds: longest waveform.
-        frame_window: which frames; needed for video. See :meth:`starts` for where in a clip both are taken.
-        backend: name of the media decoder.
+        audio_seconds: longest waveform; ``None`` leaves the sound alone.
+        frame_window: which frames; ``None`` leaves the picture alone. See :meth:`starts` for where in a clip both are taken.
         seed: of the run.
         training: random windows, seeds by epoch; otherwise every sample has the seed of epoch 0.
+        backend: name of the media decoder.
         vocabulary: when given, clips without a label are unusable and unknown labels end the run.
         label_field: take the label from this metadata field.
         cache: decoded tensors of earlier passes. It changes the speed and nothing else.
     """
 
-    modalities: tuple[Modality, ...]
-    audio_seconds: float
+    audio_seconds: float | None
     frame_window: FrameWindow | None
-    backend: str
     seed: int
     training: bool
-    vocabulary: Vocabulary | None
-    label_field: str | None
-    cache: Cache
+    backend: str = "pyav"
+    vocabulary: Vocabulary | None = None
+    label_field: str | None = None
+    cache: Cache = field(default_factory=Cache)
 
     def decode(self, raw: RawClip) -> Sample:
         """Read a clip's record and decode the wanted modalities.
@@ -89,21 +92,20 @@ class ClipDecoder:
         if raw.media is None:
             raise UnusableClip("no_media", "the shard has only the clip's record")
         labels = self._labels(record, raw)
-        seed = sample_seed(self.seed, raw.epoch if self.training else 0, raw.key)
+        self._check_modalities(record)
+        seed = self._seed(raw)
         starts = self.starts(record["duration_seconds"], seed)
         try:
-            return Sample(
-                key=raw.key,
-                seed=seed,
-                waveform=self._waveform(raw, raw.media, record, starts["audio"])
-                if "audio" in self.modalities
-                else None,
-                frames=self._frames(raw, raw.media, record, starts["video"]) if "video" in self.modalities else None,
-                labels=labels,
-                metadata={str(name): str(value) for name, value in record.get("metadata", {}).items()},
-            )
+            waveform, frames = self._decoded(raw, raw.media, starts)
         except DecodeError as error:
             raise UnusableClip(error.cause, error.detail) from error
+        metadata = {str(name): str(value) for name, value in record.get("metadata", {}).items()}
+        return Sample(raw.key, seed, waveform, frames, labels, metadata)
+
+    def _seed(self, raw: RawClip) -> int:
+        epoch = raw.epoch if self.training else 0
+        # A clip that weighted sampling draws again in one epoch is another sample.
+        return sample_seed(self.seed, epoch, raw.key, *([raw.copy] if raw.copy else []))
 
     def _labels(self, record: dict[str, Any], raw: RawClip) -> tuple[str, ...]:
         labels = record_labels(record, self.label_field)
@@ -125,9 +127,9 @@ class ClipDecoder:
         likewise inside the longer, so that sound and picture are of the same moment however long the clip is.
         """
         lengths: dict[Modality, float] = {}
-        if "audio" in self.modalities:
+        if self.audio_seconds is not None:
             lengths["audio"] = self.audio_seconds
-        if "video" in self.modalities and self.frame_window is not None:
+        if self.frame_window is not None:
             lengths["video"] = self.frame_window.num_frames / self.frame_window.frames_per_second
         span = min(max(lengths.values()), duration_seconds)
         outer, *inner = [0.5] * (1 + len(lengths))
@@ -139,31 +141,22 @@ class ClipDecoder:
             for (m, length), share in zip(lengths.items(), inner, strict=True)
         }
 
-    def _waveform(self, raw: RawClip, media: bytes, record: dict[str, Any], start: float) -> Tensor:
-        if record.get("has_audio") is False:
+    def _check_modalities(self, record: dict[str, Any]) -> None:
+        if self.audio_seconds is not None and record.get("has_audio") is False:
             raise UnusableClip("no_audio", "its record says that it has no sound")
-        first = round(start * SAMPLE_RATE)
-
-        def decode() -> Tensor:
-            waveform = decode_audio(media, start + self.audio_seconds, self.backend)[first:]
-            if len(waveform) == 0:
-                raise DecodeError("too_short", f"its sound ends before {start:.2f} s")
-            return waveform.clone()
-
-        return self._kept(raw, "audio", start, decode)
-
-    def _frames(self, raw: RawClip, media: bytes, record: dict[str, Any], start: float) -> Tensor:
-        if record.get("has_video") is False:
+        if self.frame_window is not None and record.get("has_video") is False:
             raise UnusableClip("no_video", "its record says that it has no picture")
-        window = self.frame_window
-        assert window is not None
-        return self._kept(raw, "video", start, lambda: decode_frames(media, window, start, self.backend))
 
-    def _kept(self, raw: RawClip, modality: Modality, start: float, decode: Callable[[], Tensor]) -> Tensor:
-        if self.training and start > 0:
+    def _decoded(self, raw: RawClip, media: bytes, starts: dict[Modality, float]) -> Decoded:
+        sound = None if self.audio_seconds is None else SoundWindow(starts["audio"], self.audio_seconds)
+
+        def decode() -> Decoded:
+            return decode_clip(media, sound, self.frame_window, starts.get("video", 0.0), self.backend)
+
+        if self.training and any(starts.values()):
             # A start drawn from a continuum never comes twice: keeping it would only fill the cache.
             return decode()
-        return self.cache.get((raw.shard, raw.key, modality, start), decode)
+        return self.cache.get((raw.shard, raw.key, *starts.values()), decode)
 
 
 def _parse_record(text: bytes | None) -> dict[str, Any]:
