@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mavil import distributed
-from mavil.config import ClassifyTask, PretrainTask, Recipe
+from mavil.commands.normalisation import audio_statistics
+from mavil.config import ClassifyTask, PretrainTask, Recipe, Sampling, VideoBranch
 from mavil.config import Teacher as TeacherSettings
 from mavil.data.frames import FrameFrontEnd
 from mavil.data.labels import Vocabulary, count_field_values
-from mavil.data.loader import Loader, build_loader
+from mavil.data.loading.loader import Loader, build_loader
+from mavil.data.loading.samples import BYTES_PER_GIB, Cache, ClipDecoder
+from mavil.data.loading.skips import SkipPolicy
 from mavil.data.media import FrameWindow
 from mavil.data.prepare import Prepare, prepared
-from mavil.data.shard_index import read_index
+from mavil.data.shards.index import read_index
 from mavil.data.spectrogram import AudioFrontEnd
+from mavil.data.stream.attempts import RemoteOptions
+from mavil.data.stream.shard_set import ShardSet, open_shards
+from mavil.data.stream.weights import Draws
 from mavil.engine.checkpoint import load_weights
 from mavil.engine.optim import scaled_learning_rate, warmup_cosine
 from mavil.engine.runtime import choose_device
@@ -42,33 +48,47 @@ def read_recipe(path: Path, changes: list[str]) -> Recipe:
     return load_recipe(path / CONFIG_FILE if path.is_dir() else path, changes)
 
 
-def shards_of(recipe: Recipe, split: str) -> Path:
-    """The folder of shards a recipe trains on (``train``) or is evaluated on (``evaluation``).
+def shards_of(recipe: Recipe, split: str) -> str:
+    """The folder or address of the shards a recipe trains on (``train``) or is evaluated on (``evaluation``).
 
     Raises:
         UserError: the recipe names none.
     """
-    folder = getattr(recipe.data, split)
-    if folder is None:
+    location: str | None = getattr(recipe.data, split)
+    if location is None:
         raise UserError(
             f"{recipe.name}: data.{split} is not set: name a folder of shards, e.g. data.{split}=shards/mine"
         )
-    return Path(folder)
+    return location
 
 
 def vocabulary_for(recipe: Recipe) -> Vocabulary | None:
     """The classes of the training shards, or ``None`` where the task needs no labels."""
     if not isinstance(recipe.task, ClassifyTask):
         return None
-    index = read_index(shards_of(recipe, "train"))
+    shards = open_split(recipe, "train")
     field = recipe.task.label_field
-    counts = count_field_values(index.shard_paths, field) if field else index.label_counts
-    if recipe.task.loss == "cross_entropy" and sum(counts.values()) > index.num_clips:
+    counts = count_field_values(shards.records(), field) if field else shards.index.label_counts
+    if recipe.task.loss == "cross_entropy" and sum(counts.values()) > shards.index.num_clips:
         raise UserError(
-            f"{index.folder}: some clips have several labels, and task.loss=cross_entropy takes one per clip: "
+            f"{shards.storage.location}: some clips have several labels, and task.loss=cross_entropy takes one per clip: "
             "set task.loss=binary_cross_entropy"
         )
-    return Vocabulary.from_index(counts)
+    return Vocabulary(tuple(counts) if field else shards.index.classes)
+
+
+def open_split(recipe: Recipe, split: str) -> ShardSet:
+    """The shards of one split, wherever they lie.
+
+    Raises:
+        UserError: the recipe names none, or they are not there.
+    """
+    return open_shards(shards_of(recipe, split), remote_options(recipe))
+
+
+def remote_options(recipe: Recipe) -> RemoteOptions:
+    """How shards at an address are read."""
+    return RemoteOptions(**recipe.data.remote.model_dump())
 
 
 def loader_for(
@@ -77,37 +97,53 @@ def loader_for(
     vocabulary: Vocabulary | None,
     *,
     training: bool,
-    position: dict[str, Any] | None = None,
+    places: Sequence[dict[str, Any]] | None = None,
 ) -> Loader:
     """The loader of one split, endless and shuffled in training, else every clip once."""
-    audio, video = recipe.audio, recipe.video
-    window = FrameWindow(video.num_frames, video.frames_per_second, video.decode_short_side) if video else None
+    data = recipe.data
     return build_loader(
         shards_of(recipe, split),
-        modalities=recipe.modalities,
-        audio_seconds=audio.seconds if audio else 0.0,
-        frame_window=window,
+        _decoder_for(recipe, vocabulary, training),
         batch_size=recipe.trainer.device_batch,
-        seed=recipe.seed,
-        num_workers=recipe.data.num_workers,
-        training=training,
-        backend=recipe.data.backend,
-        shuffle_buffer=recipe.data.shuffle_buffer,
-        cache_gib=recipe.data.cache_gib,
-        max_skip_ratio=recipe.data.max_skip_ratio,
-        vocabulary=vocabulary,
-        label_field=recipe.task.label_field if isinstance(recipe.task, ClassifyTask) else None,
-        position=position,
+        num_workers=data.num_workers,
+        shuffle_buffer=data.shuffle_buffer,
+        views=data.views_per_clip,
+        draws=_draws(data.sampling),
+        remote=remote_options(recipe),
+        skips=SkipPolicy(data.max_skip_ratio, stops_at_first=data.unusable == "stop"),
+        clip_seconds_limit=data.clip_seconds_limit,
+        places=places,
         pin_memory=choose_device(recipe.trainer.device).type == "cuda",
     )
+
+
+def _decoder_for(recipe: Recipe, vocabulary: Vocabulary | None, training: bool) -> ClipDecoder:
+    audio, video = (recipe.branch(m) if m in recipe.modalities else None for m in MODALITIES)
+    return ClipDecoder(
+        audio_seconds=audio.seconds if audio else None,
+        frame_window=FrameWindow(video.num_frames, video.frames_per_second, video.decode_short_side)
+        if isinstance(video, VideoBranch)
+        else None,
+        seed=recipe.seed,
+        training=training,
+        backend=recipe.data.backend,
+        vocabulary=vocabulary,
+        label_field=recipe.task.label_field if isinstance(recipe.task, ClassifyTask) else None,
+        cache=Cache(int(recipe.data.cache_gib * BYTES_PER_GIB)),
+    )
+
+
+def _draws(sampling: Sampling | None) -> Draws | None:
+    return None if sampling is None else Draws(**sampling.model_dump())
 
 
 def prepare_for(recipe: Recipe, device: torch.device, *, training: bool) -> Prepare:
     """The front ends of the modalities a recipe uses, on ``device``; ``training`` adds augmentation."""
     front_ends: dict[str, Any] = {"audio": None, "video": None}
     if "audio" in recipe.modalities and (audio := recipe.audio):
+        mean, std = audio_statistics(recipe)
         front_ends["audio"] = AudioFrontEnd(
-            audio.num_steps, audio.num_mel_bins, audio.mean, audio.std, audio.augment.roll, audio.augment.gain
+            audio.num_steps, audio.num_mel_bins, mean, std, audio.augment.roll, audio.augment.gain
         )
     if "video" in recipe.modalities and (video := recipe.video):
         front_ends["video"] = FrameFrontEnd(
@@ -232,7 +268,8 @@ def learning_rate_at(recipe: Recipe, assumed_samples: int, ranks: int) -> tuple[
     assumptions = []
     samples = assumed_samples
     if recipe.data.train and Path(recipe.data.train).is_dir():
-        samples = read_index(Path(recipe.data.train)).num_clips
+        sampling, num_clips = recipe.data.sampling, read_index(Path(recipe.data.train)).num_clips
+        samples = (sampling.draws if sampling else num_clips) * recipe.data.views_per_clip
     elif "epochs" in (recipe.schedule.length.unit, recipe.schedule.warmup.unit):
         assumptions.append(f"{assumed_samples} clips per epoch (data.train is not there to count)")
     total, warmup = step_counts(recipe, samples, ranks)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mavil.commands.assemble import curve_of, load_masked
 from mavil.commands.demo_checks import Check, judge, print_results
-from mavil.commands.demo_clips import ClipSets, make_clip_sets
+from mavil.commands.demo_clips import ClipSets, make_clip_sets, measure_sound
 from mavil.commands.embedding import Embedded, embed_shards
 from mavil.commands.errors import EXIT_CHECKS_FAILED
 from mavil.commands.retrieve import LOUDNESS, cue_results, names_in, retrieval_results
@@ -34,6 +34,7 @@ MARKER = "demo.json"
 """Says that a folder was made by this command and may be moved aside by it."""
 STAGES = ("stage1", "stage2")
 FINETUNES = ("audio", "video", "both")
+RECIPES = (*STAGES, *(f"finetune_{which}" for which in FINETUNES))
 MOST_CUES = 8
 SYNTHETIC_CUES = ["onset_seconds", "pitch_hz", "rate_hz", "hue", "background_light", LOUDNESS]
 """Factors that both modalities share, two that only the picture has, and the measured loudness, which goes with the size."""
@@ -183,6 +184,7 @@ def demo(
     """Pack clips, pre-train in two stages, fine-tune, retrieve, and write a report."""
     console = Console()
     sets = make_clip_sets(out, clips, train_shards, evaluation_shards, seed, lambda: prepare_folder(out))
+    measure_sound(sets.train, [load_recipe(recipes / f"{name}.yaml") for name in RECIPES])
     results = run_demo(out, recipes, sets, names_in(cues), names_in(within), console)
     checks = judge(results.retrieval, results.finetunes) if sets.is_synthetic else []
     summary = results.summary(sets, checks, sets.seed or 0)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mavil.config import ClassifyTask, Recipe
-from mavil.data.shard_index import ShardIndex, read_index
-from mavil.data.shards import make_shards
-from mavil.data.sources import read_source
+from mavil.data.shards.index import ShardIndex, read_index
+from mavil.data.shards.measure import measure_statistics
+from mavil.data.shards.pack import make_shards
+from mavil.data.shards.statistics import read_statistics
+from mavil.data.sources.read import read_source
 from mavil.data.synthetic import make_synthetic_shards
 from mavil.structs import Clip, UserError
 
@@ -92,7 +94,7 @@ def make_clip_sets(
         make_synthetic_shards(NUM_TRAIN, train, seed=seed or 0, clips_per_shard=CLIPS_PER_SHARD)
         make_synthetic_shards(NUM_GALLERY, gallery, seed=seed or 0, first=NUM_TRAIN, clips_per_shard=CLIPS_PER_SHARD)
         return ClipSets(train, gallery, "synthetic", seed)
-    found = read_source(clips)
+    found = list(read_source(clips).clips)
     if len(found) < FEWEST_OWN:
         raise UserError(
             f"{clips}: {len(found)} clips are too few to train on and to retrieve among; give at least {FEWEST_OWN}"
@@ -102,6 +104,18 @@ def make_clip_sets(
     make_shards(kept, train, seed=seed or 0, clips_per_shard=CLIPS_PER_SHARD)
     make_shards(held_out, gallery, seed=seed or 0, clips_per_shard=CLIPS_PER_SHARD)
     return ClipSets(train, gallery, str(clips), seed)
+
+
+def measure_sound(train: Path, recipes: Iterable[Recipe]) -> None:
+    """Measure the log-mel statistics that recipes leave open, unless they lie beside the training shards already.
+
+    Raises:
+        UserError: as :func:`mavil.data.shards.measure.measure_statistics`.
+    """
+    wanted = {r.audio.num_mel_bins for r in recipes if r.audio and r.audio.mean is None and "audio" in r.modalities}
+    found = read_statistics(train, read_index(train))
+    for num_mel_bins in sorted(wanted.difference(found.log_mel if found else ())):
+        measure_statistics(train, num_mel_bins=num_mel_bins)
 
 
 def split(clips: list[Clip], seed: int) -> tuple[list[Clip], list[Clip]]:

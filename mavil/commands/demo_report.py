@@ -13,10 +13,11 @@ from mavil.commands.assemble import CONFIG_FILE, curve_of, evaluation_inputs, lo
 from mavil.commands.demo_checks import Check
 from mavil.commands.demo_clips import ClipSets
 from mavil.commands.embedding import Embedded, embed_shards
+from mavil.commands.normalisation import audio_statistics
 from mavil.config import PretrainTask, Recipe
 from mavil.data.media import DecodeError, FrameWindow, decode_audio, decode_frames, encode_clip
-from mavil.data.shard_index import read_index
-from mavil.data.stream import ClipStream, ShardFile
+from mavil.data.stream.clips import ClipStream
+from mavil.data.stream.shard_set import open_shards
 from mavil.evaluation.probing import CueResult
 from mavil.evaluation.retrieval import compute_standings, nearest
 from mavil.models.masked import MaskedLearner
@@ -142,9 +143,8 @@ def _reconstruction(
     video: Reconstruction | None = None
     if inputs.audio is not None and recipe.audio is not None:
         is_masked = views["audio"][0].is_masked[row]
-        grid, branch = model.grid("audio"), recipe.audio
-        shown = (inputs.audio[row], predictions["audio"][row], is_masked, grid, normalised)
-        audio = reconstruct_audio(*shown, branch.mean, branch.std)
+        shown = (inputs.audio[row], predictions["audio"][row], is_masked, model.grid("audio"), normalised)
+        audio = reconstruct_audio(*shown, *audio_statistics(recipe))
     if inputs.video is not None and recipe.video is not None:
         is_masked = views["video"][0].is_masked[row]
         grid, pictures = model.grid("video"), recipe.video
@@ -215,9 +215,7 @@ def read_media(shards: Path, keys: list[str]) -> dict[str, bytes]:
     Raises:
         DecodeError: a clip is not there.
     """
-    index = read_index(shards)
-    files = [ShardFile(path, info.num_clips) for path, info in zip(index.shard_paths, index.shards, strict=True)]
-    stream = ClipStream(files, seed=0, training=False, shuffle_buffer=1)
+    stream = ClipStream(open_shards(shards), seed=0, training=False, shuffle_buffer=1)
     found = {raw.key: raw.media for raw in stream.read() if raw.key in set(keys) and raw.media is not None}
     missing = sorted(set(keys) - set(found))
     if missing:

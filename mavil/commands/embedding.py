@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mavil.commands.assemble import loader_for, prepare_for
 from mavil.config import Recipe
-from mavil.data.loader import Loader
+from mavil.data.loading.loader import Loader
 from mavil.data.prepare import Prepare
 from mavil.evaluation.predict import collect
 from mavil.evaluation.probing import loudness
@@ -35,7 +35,7 @@ class Embedded:
     loudness: list[float]
 
 
-def embed_shards(model: MaskedLearner, recipe: Recipe, shards: Path, device: torch.device) -> Embedded:
+def embed_shards(model: MaskedLearner, recipe: Recipe, shards: Path | str, device: torch.device) -> Embedded:
     """Embed every clip of ``shards`` once, over all ranks, without augmentation."""
     recipe = change_recipe(recipe, f"data.evaluation={shards}")
     loader = loader_for(recipe, "evaluation", None, training=False)

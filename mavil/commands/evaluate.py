@@ -39,7 +39,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="run folder of any task")],
     changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change")] = None,
     shards: Annotated[
-        Path | None, typer.Option(help="shards to evaluate on; default: the run's data.evaluation")
+        str | None, typer.Option(help="shards to evaluate on; default: the run's data.evaluation")
     ] = None,
 ) -> None:
     """Evaluate the newest checkpoint of a run; print the metrics and write RUN/evaluation.json."""

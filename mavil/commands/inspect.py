@@ -15,12 +15,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mavil.commands.assemble import learning_rate_at, read_recipe
+from mavil.commands.normalisation import audio_statistics, complete_recipe
 from mavil.config import ClassifyTask, PretrainTask, Recipe
+from mavil.data.shards.index import ShardIndex, read_index
 from mavil.models.build import build_classifier, build_masked
 from mavil.models.classifier import Classifier
 from mavil.models.masked import MaskedLearner
 from mavil.models.masking import random_masking
-from mavil.recipe import dump_recipe
+from mavil.recipe import dump_recipe, recipe_from_tree
 from mavil.structs import MODALITIES, MaskedView, Modality
 
 ASSUMED_CLASSES = 527
@@ -31,9 +33,14 @@ ASSUMED_SAMPLES = 2_000_000
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything the command prints, ready for JSON. Costs are multiply-adds of one forward pass of one clip."""
+    """Everything the command prints, ready for JSON. Costs are multiply-adds of one forward pass of one clip.
+
+    ``audio_statistics`` are the log-mel ``mean`` and ``std`` that training would use now and their ``origin``; empty
+    without sound.
+    """
 
     recipe: dict[str, object]
+    audio_statistics: dict[str, object]
     parameters: dict[str, int]
     tokens: dict[str, dict[str, object]]
     multiply_adds: dict[str, int]
@@ -48,6 +55,8 @@ def inspect_recipe(recipe: Recipe, ranks: int = 1) -> Inspection:
     ``ranks`` processes train together: the applied learning rate follows the global batch.
     """
     assumptions: list[str] = []
+    recipe, origin = complete_recipe(recipe, _training_shards(recipe))
+    statistics = dict(zip(("mean", "std"), audio_statistics(recipe), strict=True)) if origin is not None else {}
     with torch.device("meta"):
         if isinstance(recipe.task, ClassifyTask):
             assumptions.append(f"{ASSUMED_CLASSES} classes")
@@ -58,6 +67,7 @@ def inspect_recipe(recipe: Recipe, ranks: int = 1) -> Inspection:
     rates, rate_assumptions = learning_rate_at(recipe, ASSUMED_SAMPLES, ranks)
     return Inspection(
         recipe=recipe.model_dump(mode="json"),
+        audio_statistics={**statistics, "origin": origin} if statistics else {},
         parameters=_parameters(model),
         tokens=_tokens(recipe),
         multiply_adds=costs,
@@ -65,6 +75,12 @@ def inspect_recipe(recipe: Recipe, ranks: int = 1) -> Inspection:
         memory_gib=_memory(recipe, model),
         assumptions=[*assumptions, f"{ranks} rank(s)", *rate_assumptions],
     )
+
+
+def _training_shards(recipe: Recipe) -> ShardIndex | None:
+    """The index of the training shards if they lie here: inspecting a recipe goes to no other machine."""
+    folder = Path(recipe.data.train) if recipe.data.train else None
+    return read_index(folder) if folder is not None and folder.is_dir() else None
 
 
 def _target_values(recipe: Recipe) -> dict[Modality, int] | None:
@@ -179,7 +195,10 @@ def inspect(
         typer.echo(json.dumps(asdict(result), indent=2))
         return
     console = Console()
-    console.print(dump_recipe(recipe), markup=False, highlight=False)
+    console.print(dump_recipe(recipe_from_tree(result.recipe, str(recipe_path))), markup=False, highlight=False)
+    if result.audio_statistics:
+        numbers = "log-mel mean {}, deviation {}: {}".format(*result.audio_statistics.values())
+        console.print(numbers, markup=False, highlight=False, soft_wrap=True)
     _print_table(console, "parameters", {k: f"{v / 1e6:,.2f} M" for k, v in result.parameters.items()})
     _print_table(console, "tokens", {k: ", ".join(f"{a} {b}" for a, b in v.items()) for k, v in result.tokens.items()})
     costs = {k: f"{v / 1e9:,.3g} G" for k, v in result.multiply_adds.items()}

@@ -56,7 +56,7 @@ def names_in(text: str | None) -> list[str]:
 
 def retrieve(
     run: Annotated[Path, typer.Argument(help="pre-training run folder")],
-    shards: Annotated[Path | None, typer.Option(help="the gallery; default: the run's data.evaluation")] = None,
+    shards: Annotated[str | None, typer.Option(help="the gallery; default: the run's data.evaluation")] = None,
     within: Annotated[
         str | None, typer.Option(help="metadata fields, e.g. speaker: also search inside one group only")
     ] = None,
@@ -64,7 +64,7 @@ def retrieve(
         str | None, typer.Option(help="what to probe for: metadata fields and 'loudness', e.g. speaker,loudness")
     ] = None,
     train_shards: Annotated[
-        Path | None, typer.Option(help="shards the probes are fitted on; default: the run's data.train")
+        str | None, typer.Option(help="shards the probes are fitted on; default: the run's data.train")
     ] = None,
 ) -> None:
     """Retrieval in both directions with the gallery size and chance, and probes of cues; writes RUN/retrieval.json."""
@@ -88,7 +88,7 @@ def retrieve(
         _print(Console(), results, probed)
 
 
-def _with_shards(recipe: Recipe, shards: Path | None, train_shards: Path | None) -> Recipe:
+def _with_shards(recipe: Recipe, shards: str | None, train_shards: str | None) -> Recipe:
     changes = [f"data.evaluation={shards}"] if shards else []
     changes += [f"data.train={train_shards}"] if train_shards else []
     return change_recipe(recipe, *changes)

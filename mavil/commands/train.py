@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -13,29 +14,33 @@ from rich.console import Console
 from mavil import distributed
 from mavil.commands.assemble import (
     CLASSES_FILE,
+    CONFIG_FILE,
     evaluation_inputs,
     global_batch,
     learning_rate,
     loader_for,
+    open_split,
     prepare_for,
     read_recipe,
     step_counts,
     task_for,
     vocabulary_for,
 )
+from mavil.commands.normalisation import audio_statistics, complete_recipe
 from mavil.config import Duration, Recipe
 from mavil.data.labels import Vocabulary
-from mavil.data.loader import Loader
-from mavil.data.shard_index import read_index
-from mavil.engine.checkpoint import load_checkpoint, write_text
+from mavil.data.loading.loader import Loader
+from mavil.engine.checkpoint import Checkpoint, load_checkpoint, write_text
 from mavil.engine.optim import build_optimizer
 from mavil.engine.run_folder import start_run
 from mavil.engine.runtime import choose_device, choose_precision, log_to, record_environment, seed_everything, settle
 from mavil.engine.tracker import Tracker
 from mavil.engine.trainer import Trainer
 from mavil.recipe import dump_recipe
-from mavil.structs import Inputs
+from mavil.structs import Inputs, UserError
 from mavil.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 
 def train_recipe(recipe: Recipe, run: Path, resume: bool, console: Console) -> dict[str, float]:
@@ -46,28 +51,43 @@ def train_recipe(recipe: Recipe, run: Path, resume: bool, console: Console) -> d
     device = choose_device(recipe.trainer.device)
     with distributed.process_group(device):
         settle(device, recipe.trainer.num_threads)
+        shards = open_split(recipe, "train").index
+        recipe, origin = complete_recipe(recipe, shards, run / CONFIG_FILE if resume else None)
         vocabulary = vocabulary_for(recipe)
         loader = loader_for(recipe, "train", vocabulary, training=True)
         if recipe.data.evaluation is not None:
-            read_index(Path(recipe.data.evaluation))
-        total, warmup = step_counts(recipe, loader.num_clips)
+            open_split(recipe, "evaluation")
+        total, warmup = step_counts(recipe, loader.samples_per_epoch)
         seed_everything(recipe.seed)  # before the model is built: every rank builds the same one
         task = task_for(recipe, vocabulary, device)
         newest = start_run(run, dump_recipe(recipe), resume)
         checkpoint = load_checkpoint(newest) if newest else None
         if checkpoint:
-            loader = loader_for(recipe, "train", vocabulary, training=True, position=checkpoint.state.position)
+            _check_same_batch(recipe, checkpoint)
+            loader = loader_for(recipe, "train", vocabulary, training=True, places=checkpoint.positions)
         if distributed.is_main() and vocabulary is not None:
             write_text(run / CLASSES_FILE, "\n".join(vocabulary.classes) + "\n")
         record_environment(run, device)
         resumed_step = checkpoint.state.step if checkpoint else 0
-        tracker = Tracker(run, total, console, resumed_step, lambda: loader.skip_counts)
+        tracker = Tracker(run, total, console, resumed_step, lambda: loader.counts)
         with log_to(run, console), tracker:
+            if origin is not None:
+                logger.info("log-mel mean %.4f, deviation %.4f: %s", *audio_statistics(recipe), origin)
             trainer = _build_trainer(recipe, run, task, loader, tracker, vocabulary, device, total, warmup)
             seed_everything(recipe.seed, distributed.rank())  # ranks drop different paths
             if checkpoint:
                 trainer.restore(checkpoint)
             return trainer.fit()
+
+
+def _check_same_batch(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """A schedule counts steps: with another global batch it would not fit the samples that were seen."""
+    before, now = checkpoint.state.samples_seen // max(1, checkpoint.state.step), global_batch(recipe)
+    if checkpoint.state.step and before != now:
+        raise UserError(
+            f"the run's steps had {before} clips over all ranks, with {distributed.world_size()} ranks they would have {now}: "
+            f"set trainer.device_batch so that the product with ranks and trainer.accumulation is {before} again"
+        )
 
 
 def _build_trainer(
@@ -88,7 +108,7 @@ def _build_trainer(
         return evaluation_inputs(recipe, "evaluation", vocabulary, device)
 
     def steps(length: Duration | None) -> int | None:
-        return max(1, length.steps(loader.num_clips, global_batch(recipe))) if length else None
+        return max(1, length.steps(loader.samples_per_epoch, global_batch(recipe))) if length else None
 
     return Trainer(
         task=task,
