@@ -1,0 +1,11 @@
+"""Measure how fast the data come: ``python tools/benchmark.py loader --help``. The work is in ``tools/benchmarks``."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Python puts this file's own folder first; the repository has to be there, for ``tools`` to be found from anywhere.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from tools.benchmarks.command import main
+
+    main()
