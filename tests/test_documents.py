@@ -18,8 +18,16 @@ from mavil.commands.demo_checks import STANDARD_ERRORS, TIMES_CHANCE
 from mavil.commands.demo_clips import NUM_GALLERY, NUM_TRAIN
 from mavil.commands.errors import EXIT_CHECKS_FAILED, EXIT_CODES
 from mavil.config import Recipe
+from mavil.config.data import Data
+from mavil.data.shards.selection import CAUSES
+from mavil.data.sources.read import FORMATS
 from mavil.engine.run_folder import CHANGEABLE
 from mavil.recipe import load_recipe, setting_paths
+from tools import fuzz_media
+from tools.benchmarks.command import app as benchmark_app
+from tools.downloads.causes import CAUSES as DOWNLOAD_CAUSES
+from tools.downloads.causes import PERMANENT
+from tools.downloads.command import app as download_app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -27,13 +35,13 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
-SOURCES = sorted((ROOT / "mavil").rglob("*.py"))
+SOURCES = sorted(path for room in ("mavil", "tools") for path in (ROOT / room).rglob("*.py"))
 SETTINGS = set(setting_paths())
 GROUPS = sorted(path for path in Recipe.model_fields if any(p.startswith(f"{path}.") for p in SETTINGS))
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`\n]+)`")
-PATH = re.compile(r"(?<![\w./-])((?:mavil|configs|docs|tests|\.ci)/(?:[\w./-]*[\w/])?)(?:::([\w.]+))?")
+PATH = re.compile(r"(?<![\w./-])((?:mavil|tools|configs|docs|tests|\.ci)/(?:[\w./-]*[\w/])?)(?:::([\w.]+))?")
 SETTING = re.compile(rf"((?:{'|'.join(GROUPS)})(?:\.\w+)+)(?:=.*)?")
 FOREIGN_OPTIONS = {"--help", "--runslow"}
 
@@ -83,6 +91,25 @@ def words_after_mavil(line: str) -> list[str] | None:
     return None
 
 
+def fuzz_command() -> Any:
+    app = typer.Typer()
+    app.command()(fuzz_media.main)
+    return typer.main.get_command(app)
+
+
+TOOLS = {
+    "download": typer.main.get_command(download_app),
+    "benchmark": typer.main.get_command(benchmark_app),
+    "fuzz_media": fuzz_command(),
+}
+
+
+def tool_and_words(line: str) -> tuple[str, list[str]] | None:
+    """The tool that a command line runs, also inside a loop of the shell, and its arguments; ``None`` if it runs none."""
+    match = re.search(r"\bpython tools/(\w+)\.py\b([^;]*)", line)
+    return (match[1], shlex.split(match[2])) if match else None
+
+
 COMMANDS = sorted(
     {
         (named(document), line)
@@ -93,9 +120,14 @@ COMMANDS = sorted(
 )
 
 
-def command_of(words: list[str]) -> tuple[Any, list[str]]:
-    """The command that the first words name, and the words left over."""
-    command: Any = typer.main.get_command(app)
+TOOL_COMMANDS = sorted(
+    {(named(document), line) for document in DOCUMENTS for line in lines_of_code(document) if tool_and_words(line)}
+)
+
+
+def command_of(words: list[str], command: Any = None) -> tuple[Any, list[str]]:
+    """The command that the first words name, of ``mavil`` or of a tool, and the words left over."""
+    command = command or typer.main.get_command(app)
     rest = list(words)
     while hasattr(command, "commands"):
         known = sorted(command.commands)
@@ -108,7 +140,12 @@ def command_of(words: list[str]) -> tuple[Any, list[str]]:
 def all_options(command: Any) -> set[str]:
     if hasattr(command, "commands"):
         return set().union(*(all_options(inner) for inner in command.commands.values()))
-    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    return {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("-")
+    }
 
 
 def check_changes(recipe: str, changes: list[str]) -> None:
@@ -132,6 +169,19 @@ def test_a_command_is_one_that_the_program_takes(document: str, line: str) -> No
         check_changes(str(given.get("recipe_path", "")), given["changes"] or [])
 
 
+@pytest.mark.parametrize(("document", "line"), TOOL_COMMANDS)
+def test_a_command_is_one_that_a_tool_takes(
+    document: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "videos").mkdir()  # the reader's own
+    monkeypatch.chdir(tmp_path)
+    found = tool_and_words(line)
+    assert found is not None
+    name, words = found
+    command, rest = command_of(words, TOOLS[name])
+    command.make_context(command.name, [word for word in rest if word != "--help"])
+
+
 def test_there_are_commands_to_check() -> None:
     """The test above would be silent if the documents were written in a way that it does not find commands in."""
     assert len(COMMANDS) > 20
@@ -141,6 +191,7 @@ def test_there_are_commands_to_check() -> None:
     wanted = {
         ("shards", "make"),
         ("shards", "check"),
+        ("shards", "stats"),
         ("train",),
         ("evaluate",),
         ("retrieve",),
@@ -148,12 +199,17 @@ def test_there_are_commands_to_check() -> None:
         ("demo",),
     }
     assert verbs >= wanted
+    tools = {found[0] for _, line in TOOL_COMMANDS if (found := tool_and_words(line))}
+    assert tools == set(TOOLS) == {path.stem for path in (ROOT / "tools").glob("*.py")}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_commands_settings_and_options_in_a_sentence_exist(document: Path) -> None:
-    options = all_options(typer.main.get_command(app)) | FOREIGN_OPTIONS
+    options = all_options(typer.main.get_command(app)).union(FOREIGN_OPTIONS, *map(all_options, TOOLS.values()))
     for span in SPAN.findall(text_of(document).prose):
+        if found := tool_and_words(span):
+            command, rest = command_of(found[1], TOOLS[found[0]]) if found[1] else (TOOLS[found[0]], [])
+            assert not {word for word in rest if word.startswith("-")} - all_options(command), span
         words = words_after_mavil(f"{span} ")
         if words:
             command, rest = command_of(words)
@@ -271,6 +327,36 @@ def test_what_training_md_lists_is_what_the_code_has() -> None:
     codes = prose.partition("## Signals and exit codes")[2].partition("\n## ")[0]
     listed = {int(row[0]) for row in rows_of(codes) if row[0].isdigit()}
     assert listed == {0, 1, EXIT_CHECKS_FAILED, *EXIT_CODES.values()}
+
+
+def section_of(heading: str) -> str:
+    """A section of docs/data.md, without its code blocks."""
+    prose = text_of(ROOT / "docs" / "data.md").prose
+    level = heading.partition(" ")[0]
+    assert f"\n{heading}\n" in prose, heading
+    return re.split(rf"\n#{{2,{len(level)}}} ", prose.partition(f"\n{heading}\n")[2])[0]
+
+
+def first_cells(section: str) -> set[str]:
+    return {span for row in rows_of(section) for span in SPAN.findall(row[0])}
+
+
+def test_what_data_md_lists_is_what_the_code_has() -> None:
+    assert first_cells(section_of("## Sources").partition("\n### ")[0]) == {"--format", *FORMATS} - {"auto"}
+    causes = first_cells(section_of("## Reports and causes").partition("| cause |")[2])
+    assert causes == {*CAUSES, "empty_span"}
+    make, _ = command_of(["shards", "make"])
+    assert first_cells(section_of("## Options of mavil shards make")) == all_options(make) - {"--help"}
+    rows = [row for row in rows_of(section_of("## Downloads")) if len(row) == 3 and row[1] in ("yes", "no")]
+    tried_again = {cause: row[1] == "yes" for row in rows for cause in SPAN.findall(row[0])}
+    assert tried_again == {cause: cause not in PERMANENT for cause in DOWNLOAD_CAUSES if cause != "disk_full"}
+
+
+def test_every_setting_of_the_data_is_explained() -> None:
+    prose = text_of(ROOT / "docs" / "data.md").prose
+    wanted = {name for name in SETTINGS if name.startswith("data.")}
+    assert len(wanted) > len(Data.model_fields)
+    assert not {name for name in wanted if f"`{name}" not in prose and f" {name}=" not in prose}
 
 
 def test_sizes_of_the_demo_are_the_codes() -> None:
