@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -59,7 +60,7 @@ class PyAVBackend:
         return waveform, images
 
 
-class _OneTrackAtATime:
+class _OneTrackAtATime(ABC):
     """A back end whose library reads sound and picture apart."""
 
     def decode(
@@ -71,11 +72,11 @@ class _OneTrackAtATime:
             None if frames is None else self._frames(media, frames, frames_start),
         )
 
-    def _waveform(self, media: bytes, window: SoundWindow) -> np.ndarray:
-        raise NotImplementedError("each library has its own")
+    @abstractmethod
+    def _waveform(self, media: bytes, window: SoundWindow) -> np.ndarray: ...
 
-    def _frames(self, media: bytes, window: FrameWindow, start_seconds: float) -> np.ndarray:
-        raise NotImplementedError("each library has its own")
+    @abstractmethod
+    def _frames(self, media: bytes, window: FrameWindow, start_seconds: float) -> np.ndarray: ...
 
 
 class TorchcodecBackend(_OneTrackAtATime):
