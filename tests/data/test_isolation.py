@@ -98,7 +98,8 @@ class Unloadable:
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without
 sys.path.insert(0, {root!r})
 from functools import partial
 from tests.data.test_isolation import report_and_hang
@@ -126,8 +127,8 @@ def test_no_worker_outlives_the_program(tmp_path: Path, ending: signal.Signals) 
     assert process.poll() is None, "the program ended by itself"
     workers = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
     process.send_signal(ending)
-    process.wait(40)
-    wait_for(lambda: not any(is_alive(worker) for worker in workers), seconds=40)
+    process.wait(20)
+    wait_for(lambda: not any(is_alive(worker) for worker in workers), seconds=20)
 
 
 def is_alive(pid: int) -> bool:
