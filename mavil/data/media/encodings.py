@@ -49,8 +49,8 @@ TRAINING = SpanEncoding(
     frames_per_second=30.0,
     # Fixed groups of 16 frames that need nothing outside (no scene cuts, closed), three of four frames are B-frames that
     # no other frame refers to, so that a decoder that wants 2 frames per second leaves most of them out; no deblocking and
-    # no arithmetic coding (fastdecode). Against the plain preset 8 frames of a 10-s clip decode in 0.55 of the time, for
-    # 1.15 of the bytes; slower presets gave larger files and slower decoding at this quality [measured].
+    # no arithmetic coding (fastdecode). Eight frames of a 10-s clip decode in half the time of the plain preset's, for a few
+    # per cent more bytes; a slower preset was neither smaller nor quicker to decode [measured, docs/experiments.md].
     options={
         "tune": "fastdecode",
         "x264-params": "min-keyint=16:scenecut=0:open-gop=0:bframes=3:b-adapt=0:b-pyramid=none",
