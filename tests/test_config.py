@@ -80,7 +80,7 @@ def test_unions_are_told_apart_by_kind(recipe_path: Path) -> None:
         ("audio.encoder.width=50", "audio.encoder: width 50 must be a multiple of num_heads 12"),
         ("audio.patch=[15,16]", "cannot be cut into patches of (15, 16)"),
         ("audio=null", "task.contrast.inter_weight compares audio with video"),
-        ("trainer.accumulation=2", "trainer.allow_smaller_negative_set=true"),
+        ("trainer.accumulation=2", "trainer.accumulation_negatives=cached"),
         ("video.encoder.width=384", "audio has 768 and video 384"),
         ("no equals sign", "'no equals sign' is not a change of a setting: write key.path=value"),
     ],

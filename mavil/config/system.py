@@ -71,10 +71,11 @@ class Recipe(Settings):
         contrast = task.contrast
         if contrast and contrast.inter_weight > 0 and num_modalities < 2:
             raise ValueError("task.contrast.inter_weight compares audio with video: set it to 0 or set both modalities")
-        if contrast and self.trainer.accumulation > 1 and not self.trainer.allow_smaller_negative_set:
+        if contrast and self.trainer.accumulation > 1 and self.trainer.accumulation_negatives == "refuse":
             raise ValueError(
-                f"trainer.accumulation {self.trainer.accumulation} gives each contrastive loss only device_batch x ranks "
-                "candidates: set trainer.allow_smaller_negative_set=true if that is meant"
+                f"trainer.accumulation {self.trainer.accumulation} would give each contrastive loss only the candidates of one "
+                "micro-step: set trainer.accumulation_negatives=cached to have those of the whole step, for a second forward "
+                "pass, or =fewer if that is meant"
             )
         if task.teacher and self.fusion is None and num_modalities == 2:
             raise ValueError("task.teacher needs a fusion when both modalities are set: its targets are fused tokens")

@@ -36,22 +36,64 @@ class Schedule(Settings):
 
 
 class Trainer(Settings):
-    """The loop: batch, precision, what is written when."""
+    """The loop: batch, precision, parallelism, what is written when, what happens when it stands still."""
 
     device_batch: int = Field(8, gt=0, description="clips per rank and micro-step [recalled: 8 on each of 64 GPUs]")
+    global_batch: int | None = Field(
+        None,
+        gt=0,
+        description="clips per step over all ranks; when set, device_batch follows from it, the ranks and accumulation",
+    )
     accumulation: int = Field(1, gt=0, description="micro-steps per optimizer step")
-    allow_smaller_negative_set: bool = Field(
-        False,
-        description="permit accumulation > 1 with a contrastive term, which then sees fewer negatives than the global batch",
+    accumulation_negatives: Literal["refuse", "fewer", "cached"] = Field(
+        "refuse",
+        description="accumulation > 1 with a contrastive term: not allowed, with the candidates of a micro-step only, or "
+        "with those of the whole step at the price of a second forward pass [GradCache, Gao et al. 2021]",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 on CPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="auto: bf16 on CUDA cards that compute in it, else fp32; fp16, for older cards, scales the loss",
+    )
     num_threads: int | None = Field(
         None, gt=0, description="CPU threads of the training process; fixes CPU results bit for bit"
     )
+    deterministic: bool = Field(
+        False, description="also on CUDA only kernels that repeat bit for bit, slower; the CPU always does"
+    )
+    parallel: Literal["ddp", "fsdp", "fairscale"] = Field(
+        "ddp",
+        description="every rank a whole model; weights, gradients and optimizer state cut over ranks (torch fully_shard); "
+        "gradients and optimizer state cut over ranks (fairscale ShardedDDP)",
+    )
+    activation_checkpointing: Literal["none", "torch", "fairscale"] = Field(
+        "none", description="compute each block again in the backward pass instead of keeping what it computed"
+    )
+    compile: bool = Field(False, description="torch.compile of each block; needs a C++ compiler or CUDA")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="moving average of the weights, which is then evaluated and exported; none: without",
+    )
     log_every: int = Field(20, gt=0, description="steps between metric lines")
+    loggers: tuple[Literal["wandb", "trackio"], ...] = Field(
+        (), description="where metrics also go, beside console, JSONL and TensorBoard; must be installed"
+    )
     checkpoint_every: Length = Field(
         Duration(count=1, unit="epochs"), description="between checkpoints; the last step always has one"
     )
+    checkpoint_minutes: float | None = Field(
+        30.0, gt=0, description="longest time without a checkpoint, min; none: checkpoint_every alone decides"
+    )
     keep_checkpoints: int = Field(2, gt=0, description="older ones are deleted")
+    best_metric: str | None = Field(
+        None, description="evaluation metric whose best checkpoint is kept as checkpoints/best, e.g. accuracy"
+    )
+    best_is: Literal["highest", "lowest"] = Field("highest", description="which value of best_metric is the best")
     evaluate_every: Length | None = Field(None, description="between evaluations; none: only after the last step")
+    hang_minutes: float | None = Field(
+        30.0,
+        gt=0,
+        description="a rank that makes no progress for so long writes its stacks and ends, min; none: it waits for ever",
+    )
