@@ -5,16 +5,16 @@ Every function works without a process group (world size 1), so nothing above th
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from mavil.distributed.joining import process_group as process_group
+from mavil.distributed.standing import Standing as Standing
+from mavil.distributed.standing import here as here
 
 
 def rank() -> int:
@@ -30,38 +30,6 @@ def world_size() -> int:
 def is_main() -> bool:
     """True on the rank that writes files and talks to people."""
     return rank() == 0
-
-
-def local_rank() -> int:
-    """This process's number on its machine, as torchrun and submitit set it."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-@contextmanager
-def process_group(device: torch.device, timeout_minutes: float = 30.0) -> Iterator[None]:
-    """Join the process group that torchrun or submitit announce in the environment; nothing to join means one process.
-
-    Raises:
-        RuntimeError: joining failed. A run that meant to be distributed never carries on alone.
-    """
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    on_cuda = device.type == "cuda"
-    backend = "nccl" if on_cuda else "gloo"
-    try:
-        dist.init_process_group(
-            backend, timeout=timedelta(minutes=timeout_minutes), device_id=device if on_cuda else None
-        )
-    except Exception as error:
-        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        raise RuntimeError(
-            f"rank {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']} could not join the process group at "
-            f"{where} over {backend}: {error}"
-        ) from error
-    yield
-    # Not after an error: leaving is itself an agreement, and a rank that failed alone would wait for it.
-    dist.destroy_process_group()
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -123,10 +91,15 @@ def agree(flag: bool) -> bool:
 
 def agree_all(flags: Tensor) -> list[bool]:
     """``[n]`` bool on the device of the run -> for each flag whether every rank says True; costs one device read."""
+    return [bool(vote) for vote in agreed(flags).tolist()]
+
+
+def agreed(flags: Tensor) -> Tensor:
+    """``[n]`` bool on the device of the run -> ``[n]`` int32 there, 1 where every rank says True; nothing waits for it."""
     votes = flags.int()
     if world_size() > 1:
         dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-    return [bool(vote) for vote in votes.tolist()]
+    return votes
 
 
 def _device_of_group() -> torch.device:
