@@ -15,6 +15,7 @@ from concurrent.futures import TimeoutError as TaskTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -141,7 +142,7 @@ class _Tasks(Generic[T, R]):
 
     def _new_pool(self) -> ProcessPool:
         return ProcessPool(
-            self._workers, initializer=_prepare_worker, context=worker_context(_package_of(self._function))
+            self._workers, initializer=prepare_worker, context=worker_context(_package_of(self._function))
         )
 
     def _pool_works(self) -> bool:
@@ -162,14 +163,17 @@ class _Tasks(Generic[T, R]):
                 self.waiting[place] = (item, self._schedule(item))
 
 
-def _prepare_worker() -> None:
-    # By default a process that hangs inside a library is given three seconds to end, in which all others wait.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_the_program, daemon=True).start()
+def prepare_worker() -> None:
+    """Called first in every worker process: it takes no notice of :data:`IGNORED`, and ends with the program.
+
+    A program that is killed cannot end its workers: they watch over it.
+    """
+    # Most were born so, see worker_context; not where something else of the program had started the fork server.
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+    threading.Thread(target=_wait_for_the_end, daemon=True).start()
 
 
-def _end_with_the_program() -> None:
-    """A program that is killed cannot end its workers: they watch over it."""
+def _wait_for_the_end() -> None:
     program = multiprocessing.parent_process()
     if program is not None:
         program.join()
@@ -187,11 +191,48 @@ def worker_context(package: str) -> BaseContext:
 
     Forking the program itself could copy a lock that one of torch's threads holds, and hang; spawning would import torch
     anew, seconds and hundreds of MiB for every worker. As with spawn, a script needs an ``if __name__ == "__main__"`` guard.
+
+    A terminal sends Ctrl-C, and SLURM its signals, to every process of the program: the workers and the fork server take no
+    notice of :data:`IGNORED`, so that the program can finish what it is at. They end by SIGKILL, or with the program.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
     # Every worker runs the main program's imports. Done once in the server, they cost the workers nothing.
     loaded = [name for name in sys.modules if name.partition(".")[0] == package and name != "__main__"]
-    context = multiprocessing.get_context("forkserver")
+    # Python's own helper would be ended by some of them as well. It lets others through when it starts, so it comes first.
+    with _signals_held_back():
+        resource_tracker.ensure_running()
+    context = _WorkerContext()
     context.set_forkserver_preload(loaded)
     return context
+
+
+if sys.platform != "win32":
+    from multiprocessing import popen_forkserver, resource_tracker
+    from multiprocessing.context import ForkServerContext, ForkServerProcess
+
+    IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    """What asks the program to stop and is no business of its workers; see :mod:`mavil.engine.process.stopping`."""
+
+    @contextlib.contextmanager
+    def _signals_held_back() -> Iterator[None]:
+        """The program is sent those that come meanwhile at the end; a process that is started meanwhile never is."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    class _Popen(popen_forkserver.Popen):
+        def terminate(self) -> None:
+            """End the process, which is deaf to the SIGTERM that torch and the interpreter's own end would send."""
+            self.kill()
+
+    class _WorkerProcess(ForkServerProcess):
+        @staticmethod
+        def _Popen(process_obj: BaseProcess) -> _Popen:  # noqa: N802 - multiprocessing's name
+            with _signals_held_back():  # the first of them starts the fork server
+                return _Popen(process_obj)
+
+    class _WorkerContext(ForkServerContext):
+        Process = _WorkerProcess

@@ -6,6 +6,7 @@ on) and serve every test of the session, because importing torch is most of what
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -46,13 +47,9 @@ def run_in_ranks(
         answers = _collect(workers, timeout_seconds)
     if any(answer is None for answer in answers):
         stop_ranks(ranks)
-    failures = [
-        f"rank {rank}: {'no answer' if answer is None else answer[1]}"
-        for rank, answer in enumerate(answers)
-        if answer is None or not answer[0]
-    ]
-    if failures:
-        raise AssertionError("\n".join(failures))
+    if not all(answer is not None and answer[0] for answer in answers):
+        told = ["no answer" if answer is None else answer[1] for answer in answers]
+        raise AssertionError("\n".join(f"rank {rank}: {text}" for rank, text in enumerate(told)))
     return [answer[1] for answer in answers if answer is not None]
 
 
@@ -112,13 +109,17 @@ def _serve(pipe: Connection) -> None:
             job = pipe.recv_bytes()
         except EOFError:
             return
+        arguments = pickle.loads(job)
+        # A rank that hangs says where, before the test that waits for it gives up.
+        faulthandler.dump_traceback_later(0.8 * arguments[-1])
         try:
-            answer = (True, _join_and_call(*pickle.loads(job)))
+            answer = (True, _join_and_call(*arguments))
         except BaseException:
             answer = (False, traceback.format_exc())
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+            faulthandler.cancel_dump_traceback_later()
         pipe.send_bytes(pickle.dumps(answer))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mavil.data.loading.workers import Deliveries, WorkerPosition
 from mavil.data.stream.position import Team, hand_over
-from mavil.structs import UserError, sample_seed
+from mavil.structs import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,11 @@ def go_on(places: Sequence[dict[str, Any]], deliveries: Deliveries) -> None:
 
 def _order(deliveries: Deliveries) -> dict[str, Any]:
     """What the clips of an epoch depend on: a place has no meaning where one of these differs."""
-    shards = deliveries.shards.index.shards
     draws = deliveries.draws
     return {
         "seed": deliveries.decoder.seed,
-        "num_shards": len(shards),
-        "shards": sample_seed(*((shard.name, shard.num_clips) for shard in shards)),
+        "num_shards": len(deliveries.shards.index.shards),
+        "shards": deliveries.shards.digest,
         # Draws come in another order from a remote place.
         "sampling": None if draws is None else f"{draws} {'local' if deliveries.shards.storage.is_local else 'remote'}",
     }

@@ -25,10 +25,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from mavil import distributed
-from mavil.data.isolation import worker_context
+from mavil.data.isolation import prepare_worker, worker_context
 from mavil.data.loading.continuing import describe_place, go_on
 from mavil.data.loading.samples import ClipDecoder
 from mavil.data.loading.skips import SkipPolicy, SkipTally
+from mavil.data.loading.stacks import answer_with_stacks
 from mavil.data.loading.workers import DESK_FIELDS, Deliveries, Delivery, WorkerPosition
 from mavil.data.stream.attempts import RemoteOptions
 from mavil.data.stream.shard_set import open_shards
@@ -60,6 +61,7 @@ class Loader:
         self._pin_memory = pin_memory
         self._num_samples = self._bytes_read = 0
         self._processes = self._make_processes(deliveries)
+        self._running: Any = None
 
     def _make_processes(self, deliveries: Deliveries) -> DataLoader:
         return DataLoader(
@@ -69,13 +71,21 @@ class Loader:
             collate_fn=_as_it_is,
             pin_memory=self._pin_memory,
             persistent_workers=self._num_workers > 0,
+            # As soon as they live: the program may be killed before it asks them for the first batch.
+            worker_init_fn=_prepare,
             multiprocessing_context=worker_context("mavil") if self._num_workers > 0 else None,
             # Without one of its own it would draw from the global generator, and a continued run would differ.
             generator=torch.Generator(),
         )
 
     def close(self) -> None:
-        """End the worker processes, which otherwise live, with their caches, as long as this loader."""
+        """End the worker processes, which otherwise live, with their caches, as long as this loader.
+
+        At once: at the end of a program torch would wait five seconds for each.
+        """
+        if self._running is not None and self._num_workers > 0:
+            _end(self._running)
+        self._running = None
         self._processes = self._make_processes(self._deliveries)  # none start before the next iteration
 
     @property
@@ -128,7 +138,7 @@ class Loader:
         deliveries, processes = self._deliveries, self._processes
         next_worker, deaths, in_hand = deliveries.next_worker, 0, set[tuple[int, int, int]]()
         while True:
-            running = iter(processes)
+            running = self._running = iter(processes)
             try:
                 for delivery in running:
                     yield delivery
@@ -261,6 +271,11 @@ def _cause_of_death(exit_codes: list[int]) -> str:
             " (out of memory?)" if number == signal.SIGKILL else ""
         )
     return "hung in a decoder or ended by itself"
+
+
+def _prepare(_worker: int) -> None:
+    prepare_worker()
+    answer_with_stacks()
 
 
 def _as_it_is(delivery: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field, replace
 
@@ -109,9 +108,6 @@ class Deliveries(IterableDataset):
 
     def __iter__(self) -> Iterator[Delivery]:
         process = get_worker_info()
-        if process is not None:
-            # Ctrl-C reaches the whole terminal group; the training process decides when its workers end.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         worker = ((process.id if process else 0) + self.next_worker) % len(self.positions)
         position = self.positions[worker]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mavil.data.stream.addresses import check_index, kind_of
 from mavil.data.stream.attempts import RemoteOptions
 from mavil.data.stream.remote import open_remote
 from mavil.data.stream.storage import LocalFolder, Storage
-from mavil.structs import UserError
+from mavil.structs import UserError, sample_seed
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class ShardSet:
 
     index: ShardIndex
     storage: Storage
+
+    @functools.cached_property
+    def digest(self) -> int:
+        """Of the shards' names and sizes, for a place in the data means nothing in others; every batch carries it."""
+        return sample_seed(*((shard.name, shard.num_clips) for shard in self.index.shards))
 
     def rows(self) -> np.ndarray:
         """``[clips]`` of :data:`mavil.data.shards.clip_table.ROW`, memory-mapped."""
