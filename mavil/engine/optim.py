@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,24 +49,48 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over ``groups``; each keeps its ``lr_scale``, and :func:`set_learning_rate` fills in the rate of a step.
 
+    Its moments exist from the start, as zeros: what does not fit into memory shows before the first step, and a state is
+    complete whenever it is saved. Call it after parameters were cut over ranks.
+
     Raises:
         ValueError: a trained parameter of ``model`` is in no group or in two, or a group holds something else.
     """
+    optimizer = torch.optim.AdamW(optimizer_groups(groups, model), **adamw_settings(betas))
+    add_moments(optimizer)
+    return optimizer
+
+
+def optimizer_groups(groups: Sequence[ParameterGroup], model: nn.Module) -> list[dict[str, Any]]:
+    """``groups`` as torch's optimizers take them, with ``names`` and ``lr_scale`` beside torch's own keys.
+
+    Raises:
+        ValueError: as :func:`build_optimizer`.
+    """
     _check_groups(groups, model)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": group.parameters,
-                "names": group.names,
-                "lr_scale": group.lr_scale,
-                "weight_decay": group.weight_decay,
-            }
-            for group in groups
-        ],
-        lr=0.0,
-        betas=betas,
-        fused=True,  # one pass over each parameter instead of a dozen
-    )
+    return [
+        {
+            "params": group.parameters,
+            "names": group.names,
+            "lr_scale": group.lr_scale,
+            "weight_decay": group.weight_decay,
+        }
+        for group in groups
+    ]
+
+
+def adamw_settings(betas: tuple[float, float]) -> dict[str, Any]:
+    """What AdamW is made with; ``fused`` is one pass over each parameter instead of a dozen, and can leave out an update."""
+    return {"lr": 0.0, "betas": betas, "fused": True}
+
+
+def add_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter the zeros that AdamW would give it in its first step."""
+    for parameter in trained_parameters(optimizer):
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False, memory_format=torch.preserve_format),
+        }
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

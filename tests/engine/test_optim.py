@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from mavil.engine.optim import build_optimizer, scaled_learning_rate, set_learning_rate, warmup_cosine
@@ -66,3 +67,25 @@ def test_a_parameter_in_two_groups_or_not_of_the_model_is_refused() -> None:
         build_optimizer([*groups_of(model), *groups_of(model)], (0.9, 0.95), model)
     with pytest.raises(ValueError, match="is not a trained one"):
         build_optimizer([*groups_of(model), *groups_of(nn.Linear(2, 2))], (0.9, 0.95), model)
+
+
+def test_the_moments_exist_before_the_first_step_and_change_nothing() -> None:
+    ours, theirs = nn.Linear(2, 2), nn.Linear(2, 2)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = build_optimizer(groups_of(ours), (0.9, 0.95), ours)
+    assert all(not value.any() for state in optimizer.state.values() for value in state.values())
+    assert [set(state) for state in optimizer.state.values()] == [{"step", "exp_avg", "exp_avg_sq"}] * 2
+    set_learning_rate(optimizer, 0.1)
+    weight, bias = theirs.parameters()
+    groups: list[dict[str, Any]] = [
+        {"params": [weight], "lr": 0.075, "weight_decay": 0.05},
+        {"params": [bias], "lr": 0.1, "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    for _ in range(3):
+        for model, own in ((ours, optimizer), (theirs, reference)):
+            model(torch.ones(1, 2)).square().sum().backward()
+            own.step()
+            own.zero_grad()
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
