@@ -1,0 +1,1 @@
+"""Numbers out: averages, JSONL, TensorBoard, services, and where the time went."""
