@@ -1,4 +1,4 @@
-"""The process around a run: device, precision, seeds, threads, signals, log files, and a record of where it ran."""
+"""The process around a run: device, seeds, threads, log files, and a record of where it ran."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ import logging
 import os
 import platform
 import random
-import signal
-import subprocess
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,63 +21,96 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from mavil import distributed
-from mavil.engine.checkpoint import write_text
+from mavil.engine.process.code_version import commit
+from mavil.engine.run.atomic_files import write_text
 from mavil.structs import UserError, sample_seed
 
-Precision = Literal["fp32", "bf16"]
-
 _PACKAGES = ("mavil", "torch", "torchvision", "torchaudio", "timm", "numpy", "av", "webdataset")
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "WORLD_SIZE")
+_RESERVED_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+"""Set by SLURM on nodes of a job that has GPUs there."""
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_RESTART_COUNT")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of these options in glibc's ``malloc.h``."""
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-SAME_REQUEST_SECONDS = 3.0
-"""torchrun passes on a Ctrl-C that the terminal has already sent to its ranks: two signals, one request."""
 
 
 def choose_device(setting: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device of this rank; ``auto`` is CUDA where torch finds one. On CUDA it also becomes the current device.
 
     Raises:
-        UserError: CUDA was asked for and there is none, or there are more ranks on this machine than CUDA devices.
+        UserError: CUDA was asked for and there is none, GPUs were reserved and torch cannot use them, or there are more
+            ranks on this machine than CUDA devices.
     """
-    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+    if setting == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("trainer.device is cuda, but torch finds no CUDA device here: set trainer.device=cpu or auto")
-    index, count = distributed.local_rank(), torch.cuda.device_count()
-    if index >= count:
-        raise UserError(
-            f"local rank {index} has no CUDA device: torch finds {count} on this machine; start at most {count} processes"
-        )
+        problem = _why_no_gpu(setting, os.environ)
+        if problem is not None:
+            raise UserError(problem)
+        return torch.device("cpu")
+    place = distributed.here()
+    index = _device_index(place, torch.cuda.device_count(), os.environ)
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
 
-def choose_precision(setting: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """``auto`` is bf16 on CUDA devices that compute in it and fp32 elsewhere; bf16 on the CPU only when asked for.
+def _device_index(place: distributed.Standing, count: int, environment: Mapping[str, str]) -> int:
+    """Which of the ``count`` CUDA devices that this process sees is its own."""
+    if place.local_rank < count:
+        return place.local_rank
+    # SLURM may show each task its own devices only (--gpus-per-task, --gpu-bind): they count from 0 in every one. Two ranks
+    # that take the same device nevertheless are refused when they meet.
+    bound = environment.get("SLURMD_TRES_BIND", "")
+    is_bound = "SLURM_GPUS_PER_TASK" in environment or "per_task" in bound or "single" in bound
+    if place.launcher == "slurm" and (count == 1 or is_bound):
+        return place.local_rank % count
+    raise UserError(
+        f"local rank {place.local_rank} has no CUDA device: torch finds {count} on {place.node}; start at most {count} "
+        "processes there"
+    )
 
-    Raises:
-        UserError: bf16 was asked for and the device cannot.
-    """
-    has_bf16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+def _why_no_gpu(setting: Literal["auto", "cuda"], environment: Mapping[str, str]) -> str | None:
+    """For people; ``None`` where nobody expects one."""
+    reserved = [name for name in _RESERVED_GPUS if environment.get(name)]
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "all")
+    is_hidden = visible in ("", "NoDevFiles")  # the latter is how SLURM writes none
+    job = environment.get("SLURM_JOB_ID")
+    if job and reserved and not is_hidden:
+        what = (
+            "this torch is built without CUDA"
+            if torch.version.cuda is None
+            else "torch cannot use them: run nvidia-smi"
+        )
+        gpus = environment[reserved[0]]
+        return f"SLURM job {job} has GPUs ({reserved[0]}={gpus}), but {what}; or set trainer.device=cpu"
     if setting == "auto":
-        return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
-    if setting == "bf16" and not has_bf16:
-        name = torch.cuda.get_device_name(device)
-        raise UserError(f"trainer.precision is bf16, but {name} does not compute in it: set trainer.precision=fp32")
-    return setting
+        return None
+    if job:
+        return (
+            f"trainer.device is cuda, but SLURM job {job} has no GPU here: ask for some, e.g. with --gpus-per-node, or set "
+            "trainer.device=cpu"
+        )
+    if is_hidden:
+        return "trainer.device is cuda, but CUDA_VISIBLE_DEVICES is empty: unset it, or set trainer.device=cpu or auto"
+    return "trainer.device is cuda, but torch finds no CUDA device here: set trainer.device=cpu or auto"
 
 
-def settle(device: torch.device, num_threads: int | None) -> None:
-    """Fix what makes CPU results differ between runs - threads, operations without a fixed order - and what slows them down."""
+def settle(device: torch.device, num_threads: int | None, deterministic: bool = False) -> None:
+    """Fix what makes results differ between runs - threads, operations without a fixed order - and what slows them down.
+
+    On the CPU results always repeat bit for bit. On CUDA the kernels that do so are slower, so they are taken only where
+    ``deterministic`` asks for them; an operation that has none is then an error.
+    """
     if device.type == "cpu":
         _keep_freed_memory()
+    elif deterministic:
+        # cuBLAS reads it when it is first used [CUDA docs, cuBLAS, results reproducibility].
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    # On CUDA the deterministic kernels are slower and some do not exist; results there repeat only closely.
-    torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
+    torch.use_deterministic_algorithms(device.type == "cpu" or deterministic, warn_only=device.type == "cpu")
     # A debugging aid that writes every new tensor twice.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -131,48 +158,6 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     # A run may go on on another kind of device than it began on.
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-@dataclass
-class StopRequest:
-    """Whether somebody asked this process to stop, by which signal, and when (``time.monotonic``)."""
-
-    signal_name: str | None = None
-    at: float = 0.0
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGTERM, SIGUSR1 or SIGINT into a request that the loop looks at.
-
-    Another one more than :data:`SAME_REQUEST_SECONDS` later acts as usual. Ctrl-C in a terminal reaches loader workers as
-    well: they must ignore it, or the step cannot be finished. Outside the main thread Python cannot handle signals, and
-    nothing is requested.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-
-    def put_back() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if request.signal_name is None:
-            request.signal_name = signal.Signals(number).name
-            request.at = time.monotonic()
-        elif time.monotonic() - request.at > SAME_REQUEST_SECONDS:
-            put_back()
-            signal.raise_signal(number)
-
-    for number in _STOP_SIGNALS:
-        signal.signal(number, note)
-    try:
-        yield request
-    finally:
-        put_back()
 
 
 @contextmanager
@@ -223,7 +208,9 @@ def record_environment(run: Path, device: torch.device) -> None:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
             "cpu_threads": torch.get_num_threads(),
             "ranks": distributed.world_size(),
-            "commit": _commit(),
+            "node": distributed.here().node,
+            "launcher": distributed.here().launcher,
+            "commit": commit(),
             "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         }
     )
@@ -235,20 +222,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """The commit this source belongs to, ``+changed`` where the tree differs from it; ``None`` outside git."""
-    # An installed copy may lie inside somebody else's repository: only a tracked file speaks for its own.
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
-    return _git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changed")
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
