@@ -2,285 +2,294 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
-from typing import ClassVar, NoReturn
+from time import monotonic, perf_counter
 
 import torch
-from torch import Tensor, nn
 
 from mavil import distributed
-from mavil.engine.checkpoint import Checkpoint, load_state, save_checkpoint, write_text
-from mavil.engine.optim import set_learning_rate, trained_parameters
-from mavil.engine.parallel import averaging, wrap_model
-from mavil.engine.runtime import Precision, StopRequest, random_state, set_random_state, stop_on_signals
-from mavil.engine.tracker import Averages, Tracker
-from mavil.engine.wording import first_names
-from mavil.structs import Batch, Inputs, LossReport, TrainState, UserError
-from mavil.tasks.base import Task
+from mavil.engine.checkpoints.reading import Checkpoint
+from mavil.engine.checkpoints.saving import Saver
+from mavil.engine.evaluating import Evaluator, evaluation_of
+from mavil.engine.metrics.meter import Meter
+from mavil.engine.metrics.tracker import Averages, Tracker
+from mavil.engine.nonfinite import refuse_update
+from mavil.engine.process.runtime import random_state, set_random_state
+from mavil.engine.process.stopping import Interrupted, StopRequest
+from mavil.engine.process.watchdog import Watchdog
+from mavil.engine.update import Attempt, Updater, Verdict, Wishes
+from mavil.structs import Batch, TrainState, UserError
 
 logger = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
-    """Somebody asked the run to stop; it saved a checkpoint and ``--resume`` goes on from it."""
+@dataclass(frozen=True)
+class Intervals:
+    """After how many steps what is due; the first and the last step are always logged, the last always saved and evaluated.
 
-    exit_code: ClassVar[int] = 75
-    """``EX_TEMPFAIL`` of sysexits.h: not an error, try again later. A queue can requeue on it."""
+    Attributes:
+        log: steps between metric lines.
+        save: steps between checkpoints, ``None`` only after the last.
+        save_minutes: longest time without a checkpoint by the clock of rank 0, min.
+        evaluate: steps between evaluations, ``None`` only after the last.
+    """
 
-
-@dataclass
-class _Meter:
-    """Times and clips since the last log; evaluation and saving are not in it."""
-
-    seconds: float = 0.0
-    waiting_seconds: float = 0.0
-    clips: int = 0
+    log: int = 20
+    save: int | None = None
+    save_minutes: float | None = None
+    evaluate: int | None = None
 
 
 @dataclass
 class Trainer:
-    """Trains ``task`` for ``num_steps`` optimizer updates.
+    """Trains for ``num_steps`` optimizer updates.
 
     Args:
-        task: what a step computes; see :class:`mavil.tasks.base.Task`.
+        updater: how a step is computed, with the task, its model over the ranks and the optimizer.
         batches: endless; one batch is one micro-step of this rank, and all have the same number of clips.
-        prepare: turns a batch of the loader into the model's inputs on ``device``; runs without gradient in fp32.
-        optimizer: from :func:`mavil.engine.optim.build_optimizer`.
         learning_rate: rate of the update after ``step`` finished ones; a pure function, nothing is replayed on resume.
         num_steps: optimizer updates in total, those before a resume included.
-        run: the run folder, as :func:`mavil.engine.run_folder.start_run` left it.
+        run: the run folder, as :func:`mavil.engine.run.folder.start_run` left it.
         tracker: where metrics go; entered and left by the caller.
-        device: of this rank; the model is moved there.
-        precision: ``bf16`` runs the task's loss and evaluation under autocast; weights stay fp32.
-        accumulation: micro-steps per step; their mean loss is differentiated.
-        clip_norm: largest gradient norm; ``None`` only measures it.
-        log_every: steps between metric lines; the first and the last step are always logged.
-        checkpoint_every: steps between checkpoints; the last step always has one.
-        keep_checkpoints: older ones are deleted.
-        evaluate_every: steps between evaluations, ``None`` only after the last step.
-        evaluation: this rank's share of the evaluation set, made anew for each evaluation; ``None`` never evaluates.
+        saver: where checkpoints go.
+        request: filled in when somebody asks this process to stop.
+        watchdog: told of every bit of progress; entered and left by the caller.
+        intervals: what is due when.
+        evaluator: ``None`` never evaluates.
     """
 
-    task: Task
+    updater: Updater
     batches: Iterable[Batch]
-    prepare: Callable[[Batch], Inputs]
-    optimizer: torch.optim.Optimizer
     learning_rate: Callable[[int], float]
     num_steps: int
     run: Path
     tracker: Tracker
-    device: torch.device
-    precision: Precision = "fp32"
-    accumulation: int = 1
-    clip_norm: float | None = None
-    log_every: int = 20
-    checkpoint_every: int | None = None
-    keep_checkpoints: int = 2
-    evaluate_every: int | None = None
-    evaluation: Callable[[], Iterable[Inputs]] | None = None
+    saver: Saver
+    request: StopRequest = field(default_factory=StopRequest)
+    watchdog: Watchdog | None = None
+    intervals: Intervals = Intervals()
+    evaluator: Evaluator | None = None
     state: TrainState = field(default_factory=TrainState, init=False)
     _averages: Averages = field(default_factory=Averages, init=False)
-    _meter: _Meter = field(default_factory=_Meter, init=False)
-
-    def __post_init__(self) -> None:
-        self.model = self.task.model.to(self.device)
+    _meter: Meter = field(default_factory=Meter, init=False)
+    _unread: tuple[Attempt, TrainState] | None = field(default=None, init=False)
+    _is_stopping: bool = field(default=False, init=False)
+    _is_save_due: bool = field(default=False, init=False)
+    _saved: tuple[int, float] = field(default_factory=lambda: (0, monotonic()), init=False)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; call it last before :meth:`fit`, because it sets the random generators.
+        """Go on from a checkpoint whose model weights are in place; call it last before :meth:`fit`.
+
+        Last because it sets the random generators.
 
         Raises:
-            UserError: the checkpoint belongs to another model.
+            UserError: the optimizer's state belongs to another model.
         """
-        load_state(self.model, checkpoint.model, checkpoint.source or "the checkpoint")
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        updater = self.updater
+        updater.parallel.load_optimizer_state(checkpoint.optimizer)
+        if updater.average is not None and checkpoint.averaged:
+            updater.average.load(checkpoint.averaged)
+        if checkpoint.loss_scale is not None:
+            updater.loss_scale.load_state_dict(checkpoint.loss_scale)
         self.state = checkpoint.state
+        self._saved = checkpoint.state.step, monotonic()
         self._averages.load_state_dict(checkpoint.averages)
         if checkpoint.random is not None:
-            set_random_state(checkpoint.random, self.device)
+            set_random_state(checkpoint.random, updater.device)
 
     def fit(self) -> dict[str, float]:
         """Train up to ``num_steps`` and return the metrics of the last evaluation (empty without one).
 
-        A run that is already complete is only evaluated.
+        An evaluation that was due when the run was cut off comes first; a run that is complete has nothing else left to do.
 
         Raises:
-            UserError: a loss or gradient was not finite; raised on every rank before the update, the clips are named.
+            UserError: a loss or gradient was not finite (raised on every rank before the update, the clips are named), or
+                the last checkpoint could not be written.
             Interrupted: a signal asked for it; a checkpoint of the last finished step is saved.
         """
-        if not self.model.training:
+        if not self.updater.parallel.model.training:
             raise ValueError(
                 "the task's model is in evaluation mode: hand it over in training mode (frozen parts aside)"
             )
-        wrapped = wrap_model(self.model)
         batches = self._batches_apart()
-        metrics = self._evaluate() if self.state.step >= self.num_steps else {}
-        with stop_on_signals() as request:
-            while self.state.step < self.num_steps:
-                is_stopping = self._step(wrapped, batches, request)
-                step = self.state.step
-                is_last = step == self.num_steps
-                self.tracker.advance(step)
-                if step == 1 or is_last or step % self.log_every == 0:
-                    self._log()
-                if is_last or is_stopping or self._is_due(self.checkpoint_every):
-                    self._save()
-                if is_stopping and not is_last:
-                    raise Interrupted(
-                        f"stopped by {request.signal_name or 'a signal to another rank'} after step {step} of "
-                        f"{self.num_steps}; the checkpoint in {self.run} is complete, --resume continues from it"
-                    )
-                if is_last or self._is_due(self.evaluate_every):
-                    metrics = self._evaluate()
+        self._meter = Meter()
+        metrics: dict[str, float] = {}
+        if self._owes_evaluation():
+            metrics = self._evaluate()
+        elif self.state.step >= self.num_steps and self.evaluator is not None:
+            metrics = evaluation_of(self.run, self.state.step)
+        while self.state.step < self.num_steps:
+            self._step(batches)
+            step = self.state.step
+            is_last = step == self.num_steps
+            is_evaluated = is_last or self._is_due(self.intervals.evaluate)
+            self.tracker.advance(step)
+            if step == 1 or is_last or step % self.intervals.log == 0:
+                self._read_unread()
+                self._log()
+            if is_last or self._is_stopping or self._is_save_due or self._is_due(self.intervals.save):
+                self._save()
+            if self._is_stopping and not is_last:
+                self._leave()
+            if is_evaluated:
+                metrics = self._evaluate()
+        problem = self.saver.settle()
+        if problem is not None:
+            raise UserError(
+                f"{problem}; all {self.num_steps} steps are done: make space, then --resume repeats those after the last "
+                "complete checkpoint"
+            )
         return metrics
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
-    def _step(self, wrapped: nn.Module, batches: Iterator[Batch], request: StopRequest) -> bool:
-        """One optimizer update, or an error on every rank; returns whether some rank was asked to stop."""
-        started = perf_counter()
-        set_learning_rate(self.optimizer, self.learning_rate(self.state.step))
-        self.optimizer.zero_grad()
-        keys: list[str] = []
-        metrics: list[dict[str, Tensor | float]] = []
-        for micro_step in range(self.accumulation):
-            waiting = perf_counter()
-            batch = next(batches)
-            self._meter.waiting_seconds += perf_counter() - waiting
-            keys += batch.keys
-            with averaging(wrapped, is_last=micro_step == self.accumulation - 1):
-                metrics.append(self._forward_backward(wrapped, batch))
-        loss = torch.stack([torch.as_tensor(values["loss/total"]) for values in metrics]).mean()
-        norm = torch.nn.utils.get_total_norm(self._gradients())
-        # The one device read of a step, and it is needed: after the update it would be too late. It also carries the vote
-        # on stopping, so that all ranks leave after the same step.
-        is_finite = torch.isfinite(loss) & torch.isfinite(norm)
-        is_going_on = torch.full_like(is_finite, request.signal_name is None)
-        all_finite, all_going_on = distributed.agree_all(torch.stack([is_finite, is_going_on]))
-        if not all_finite:
-            self._refuse_update(keys, float(loss), float(norm), metrics)
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(trained_parameters(self.optimizer), self.clip_norm, norm)
-        self.optimizer.step()
-        num_clips = len(keys) * distributed.world_size()
-        self.state = TrainState(self.state.step + 1, self.state.samples_seen + num_clips, batch.position)
-        for values in metrics:
+    def _step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer update, or an error on every rank."""
+        before = self.state
+        self._beat("computing")
+        attempt = self.updater.attempt(batches, before.step, self._wishes)
+        self._read_unread()
+        is_applied = True
+        if not self.updater.reads_late:
+            is_applied = self._heed(attempt.verdict(), attempt, before)
+        if is_applied:
+            self.updater.apply(attempt, self.learning_rate(before.step), is_known_good=not self.updater.reads_late)
+        else:
+            self.updater.leave_out()
+        num_clips = len(attempt.keys) * distributed.world_size()
+        self.state = TrainState(before.step + 1, before.samples_seen + num_clips, attempt.batches[-1].position)
+        if self.updater.reads_late:
+            self._unread = attempt, before
+        for values in attempt.metrics:
             self._averages.add(values)
-        self._averages.add({"optim/gradient_norm": norm})
+        if is_applied:
+            self._averages.add({"optim/gradient_norm": attempt.norm})
+        if self.updater.loss_scale.is_adaptive:
+            self._averages.add({"optim/loss_scale": self.updater.loss_scale.factor, "optim/left_out": not is_applied})
         self._meter.clips += num_clips
-        self._meter.seconds += perf_counter() - started
-        return not all_going_on
+
+    def _wishes(self) -> Wishes:
+        minutes = self.intervals.save_minutes
+        is_overdue = minutes is not None and monotonic() - self._saved[1] > 60 * minutes
+        return Wishes(self.request.is_made, is_overdue and distributed.is_main())
+
+    def _read_unread(self) -> None:
+        """What the ranks agreed on about the step before, where it was not read at once."""
+        if self._unread is None:
+            return
+        (attempt, before), self._unread = self._unread, None
+        self._heed(attempt.verdict(), attempt, before)
+
+    def _heed(self, verdict: Verdict, attempt: Attempt, before: TrainState) -> bool:
+        """Note the wishes; whether the update may be applied, or an error on every rank."""
+        self._is_stopping = self._is_stopping or verdict.wishes.stop
+        self._is_save_due = self._is_save_due or verdict.wishes.save
+        is_good = verdict.loss_is_finite and verdict.gradient_is_finite
+        scale = self.updater.loss_scale
+        # A smaller scale mends a gradient that overflowed, never a loss that did.
+        if not is_good and not (verdict.loss_is_finite and scale.is_adaptive and scale.can_back_off):
+            self.state = before
+            refuse_update(
+                self.run,
+                before.step + 1,
+                attempt.batches,
+                float(attempt.loss),
+                float(attempt.norm),
+                attempt.metrics,
+                random=attempt.random,
+                precision=self.updater.precision,
+                loss_scale=scale.factor,
+                model_state=self.updater.parallel.model_state,
+            )
+        scale.after_step(is_good)
+        return is_good
 
     def _batches_apart(self) -> Iterator[Batch]:
-        """The batches, drawn without touching this process's generators.
+        """The batches, drawn without touching this process's generators, and the time they are waited for.
 
         A DataLoader draws a number whenever it starts its workers, at other steps in a resumed run than in one that never
         stopped; dropped paths must not depend on that.
         """
         batches: Iterator[Batch] | None = None
         while True:
+            self._beat("waiting for clips")
+            waiting = perf_counter()
             with torch.random.fork_rng(devices=[]):
                 batches = iter(self.batches) if batches is None else batches
                 batch = next(batches, None)
             if batch is None:
                 raise ValueError(f"the training batches ended at step {self.state.step}: the loader must be endless")
+            self._meter.waiting += perf_counter() - waiting
+            self._beat("computing")
             yield batch
 
-    def _forward_backward(self, wrapped: nn.Module, batch: Batch) -> dict[str, Tensor | float]:
-        """Add one micro-step's gradient and return what is logged about it, still on the device."""
-        with torch.no_grad():
-            inputs = self.prepare(batch)
-        # Only here: evaluation and export see the task's own model, which talks to no other rank.
-        self.task.model = wrapped
-        try:
-            with self._autocast():
-                report = self.task.loss(inputs, self.state.step)
-                total = report.total
-            (total / self.accumulation).backward()
-        finally:
-            self.task.model = self.model
-        return _metrics_of(report, total.detach())
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in trained_parameters(self.optimizer) if p.grad is not None]
-
-    def _refuse_update(
-        self, keys: list[str], loss: float, norm: float, metrics: list[dict[str, Tensor | float]]
-    ) -> NoReturn:
-        """Write the clips of this step to the run folder and raise, on every rank alike."""
-        terms = [{name: str(float(value)) for name, value in values.items()} for values in metrics]
-        own = {"loss": str(loss), "gradient_norm": str(norm), "keys": keys, "micro_steps": terms}
-        ranks = distributed.gather_objects(own)
-        step = self.state.step + 1
-        path = self.run / f"nonfinite_step_{step:08d}.json"
-        if distributed.is_main():
-            write_text(path, json.dumps({"step": step, "ranks": ranks}, indent=2) + "\n")
-        # The first rank to leave may end the others, and the file must be there by then.
-        distributed.barrier()
-        # The gradient is averaged over ranks, so it tells nothing about whose clips spoilt it; the loss may.
-        guilty = [r for r, other in enumerate(ranks) if not math.isfinite(float(other["loss"]))] or range(len(ranks))
-        named = [f"rank {r}: {first_names(ranks[r]['keys'])}" for r in guilty]
-        raise UserError(
-            f"step {step}: the loss ({loss:g} on rank {distributed.rank()}) or its gradient (norm {norm:g}) is not finite; "
-            f"nothing was updated. Clips: {'; '.join(named)} (all in {path}). Look at these clips, or lower optimizer.base_lr"
-        )
-
     def _log(self) -> None:
-        metrics = self._averages.read(self.device)
+        metrics = self._averages.read(self.updater.device)  # waits for the device: before the clock is read
         metrics["optim/lr"] = self.learning_rate(self.state.step - 1)
         metrics["progress/samples_seen"] = self.state.samples_seen
-        conditions = {
-            "speed/clips_per_second": self._meter.clips / self._meter.seconds if self._meter.seconds else 0.0,
-            "speed/data_wait_share": self._meter.waiting_seconds / self._meter.seconds if self._meter.seconds else 0.0,
-        }
-        if self.device.type == "cuda":
-            conditions["memory/peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self._meter = _Meter()
+        conditions = self._meter.conditions()
+        self._meter = Meter()
         self.tracker.log(self.state.step, metrics, conditions)
 
     def _evaluate(self) -> dict[str, float]:
-        if self.evaluation is None:
+        if self.evaluator is None:
             return {}
-        # Module by module, because a task may keep frozen parts in evaluation mode while it trains.
-        modes = [(module, module.training) for module in self.model.modules()]
-        devices = [self.device] if self.device.type == "cuda" else []
-        self.model.eval()
-        try:
-            # An evaluation may draw random numbers, the training that follows must not notice.
-            with torch.no_grad(), self._autocast(), torch.random.fork_rng(devices=devices):
-                metrics = self.task.evaluate(self.evaluation())
-        finally:
-            for module, was_training in modes:
-                module.training = was_training
+        self._read_unread()
+        started = perf_counter()
+        metrics = self.evaluator.evaluate(self.updater, self._beat)
+        self._meter.evaluating += perf_counter() - started
+        # A resumed run may look at another metric than before.
+        best = self.saver.best if self.saver.best_metric == self.evaluator.best_metric else None
+        if self.evaluator.is_best(metrics, best):
+            if self._saved[0] != self.state.step:
+                self._save()
+            metric = self.evaluator.best_metric
+            assert metric is not None
+            self.saver.mark_best(self.state.step, metric, metrics[metric])
+        # Last: an evaluation that is there is not made up for after a crash.
         self.tracker.log_evaluation(self.state.step, metrics)
         return metrics
 
+    def _owes_evaluation(self) -> bool:
+        """Whether the run was cut off between a checkpoint and the evaluation of the same step."""
+        step = self.state.step
+        is_due = step > 0 and (step >= self.num_steps or self._is_due(self.intervals.evaluate))
+        return self.evaluator is not None and is_due and not evaluation_of(self.run, step)
+
     def _save(self) -> None:
+        self._read_unread()
+        started = perf_counter()
+        self._beat("saving")
+        updater = self.updater
         checkpoint = Checkpoint(
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            model=updater.parallel.model_state(),
+            optimizer=updater.parallel.optimizer_state(),
             state=self.state,
-            random=random_state(self.device),
+            random=random_state(updater.device),
             averages=self._averages.state_dict(),
+            averaged=updater.average.state() if updater.average is not None else {},
+            loss_scale=updater.loss_scale.state_dict() if updater.loss_scale.is_adaptive else None,
         )
-        path = save_checkpoint(self.run, checkpoint, self.task.export_modules(), self.keep_checkpoints)
-        logger.info("step %d: checkpoint %s", self.state.step, path)
+        self.saver.save(checkpoint)
+        self._saved = self.state.step, monotonic()
+        self._is_save_due = False
+        self._meter.saving += perf_counter() - started
 
+    def _leave(self) -> None:
+        """Wait for the checkpoint and raise Interrupted."""
+        problem = self.saver.settle()
+        step = self.state.step
+        how = (
+            f"stopped by {self.request.signal_name or 'a signal to another rank'} after step {step} of {self.num_steps}"
+        )
+        if problem is not None:
+            raise Interrupted(f"{how}; {problem}: --resume goes on from the last complete one")
+        raise Interrupted(f"{how}; the checkpoint in {self.run} is complete, --resume continues from it")
 
-def _metrics_of(report: LossReport, total: Tensor) -> dict[str, Tensor | float]:
-    metrics: dict[str, Tensor | float] = {"loss/total": total}
-    for name, value in report.terms.items():
-        metrics[f"loss/{name}"] = value.detach()
-        metrics[f"loss_weighted/{name}"] = value.detach() * report.weights[name]
-    for name, scalar in report.scalars.items():
-        metrics[f"train/{name}"] = scalar.detach() if isinstance(scalar, Tensor) else scalar
-    return metrics
+    def _beat(self, doing: str) -> None:
+        if self.watchdog is not None:
+            self.watchdog.beat(f"step {self.state.step + 1}: {doing}")

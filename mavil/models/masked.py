@@ -43,11 +43,14 @@ class MaskedLearner(nn.Module):
         self.decoders = nn.ModuleDict({str(m): decoder for m, decoder in decoders.items()})
         self.fusion = fusion
 
-    def forward(self, patches: dict[Modality, Tensor], views: dict[Modality, list[MaskedView]]) -> MaskedOutput:
+    def forward(
+        self, patches: dict[Modality, Tensor], views: dict[Modality, list[MaskedView]], decodes: bool = True
+    ) -> MaskedOutput:
         """Encode every view, fuse and decode view 1.
 
         ``patches`` ``[B, N, P]`` are all patches of each modality; only visible ones are embedded. All views of a modality
-        go through its encoder in one call, concatenated on the batch axis.
+        go through its encoder in one call, concatenated on the batch axis. Without ``decodes`` there are no predictions, for
+        who only compares what is pooled.
         """
         encoded: dict[Modality, Tensor] = {}
         pooled: dict[Modality, Tensor] = {}
@@ -59,6 +62,8 @@ class MaskedLearner(nn.Module):
             tokens = encoder(visible, view.visible_ids)
             pooled[modality] = encoder.pool(tokens).unflatten(0, (num_views, -1))
             encoded[modality] = tokens[: len(all_patches)]
+        if not decodes:
+            return MaskedOutput({}, pooled)
         fused = self._fuse(encoded)
         predictions = {m: self.decoders[m](tokens, views[m][0]) for m, tokens in fused.items()}
         return MaskedOutput(predictions, pooled)

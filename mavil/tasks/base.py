@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from mavil.structs import Inputs, LossReport
 
@@ -46,6 +46,33 @@ class Task(Protocol):
 
     def export_modules(self) -> dict[str, nn.Module]:
         """The parts other runs start from, by name; their weights are a checkpoint's ``weights``."""
+        ...
+
+
+@runtime_checkable
+class CoupledTask(Task, Protocol):
+    """A task some of whose terms compare clips with each other, and see them only through small representations.
+
+    Then a step can be cut into micro-steps and still compare all of its clips (:mod:`mavil.engine.cached`). For a batch
+    ``loss`` equals the terms of ``own_loss`` together with those of ``coupled_loss`` of its representations. The number of
+    clips is the first axis of every representation, and a mean over clips is what both kinds of terms are.
+    """
+
+    @property
+    def couples_clips(self) -> bool:
+        """Whether any term does, with the settings at hand."""
+        ...
+
+    def representations(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
+        """``[B, ...]`` by name: all that the coupled terms look at. The model is called once, without gradient."""
+        ...
+
+    def own_loss(self, inputs: Inputs, step: int) -> tuple[LossReport, dict[str, Tensor]]:
+        """The terms of each clip by itself, and the representations, both with gradient; the model is called once."""
+        ...
+
+    def coupled_loss(self, representations: dict[str, Tensor]) -> LossReport:
+        """The terms that compare clips, over all given ones and, where the task says so, those of all ranks."""
         ...
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mavil.config import Contrast, Reconstruction
+from mavil.evaluation.collapse import alignment, embedding_std, normalised, target_statistics, uniformity
 from mavil.evaluation.predict import collect
 from mavil.evaluation.retrieval import both_directions
 from mavil.losses.contrastive import symmetric_info_nce
@@ -50,14 +51,36 @@ class Pretraining:
 
     def loss(self, inputs: Inputs, step: int) -> LossReport:
         """Every term of the stage; ``step`` is not used, masks depend on the clips' seeds alone."""
-        patches = self.patches(inputs)
-        num_views = 2 if self.contrast and self.contrast.intra_weight > 0 else 1
-        views = self.views(inputs, num_views)
+        own, representations = self.own_loss(inputs, step)
+        coupled = self.coupled_loss(representations)
+        return LossReport(own.terms | coupled.terms, own.weights | coupled.weights, own.scalars | coupled.scalars)
+
+    @property
+    def couples_clips(self) -> bool:
+        """Contrast compares clips, prediction does not."""
+        return self.contrast is not None and self.contrast.inter_weight + self.contrast.intra_weight > 0
+
+    def representations(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
+        """Pooled encoder outputs ``[B, V, D]`` by modality."""
+        return _by_clip(self.model(self.patches(inputs), self.views(inputs, self._num_views), decodes=False))
+
+    def own_loss(self, inputs: Inputs, step: int) -> tuple[LossReport, dict[str, Tensor]]:
+        """The prediction terms, and pooled encoder outputs ``[B, V, D]`` by modality."""
+        patches, views = self.patches(inputs), self.views(inputs, self._num_views)
         output: MaskedOutput = self.model(patches, views)
         report = LossReport({}, {})
         self._add_predictions(report, output, patches, views)
-        self._add_contrast(report, output)
+        return report, _by_clip(output)
+
+    def coupled_loss(self, representations: dict[str, Tensor]) -> LossReport:
+        """The contrastive terms over all given clips, ``[B, V, D]`` by modality."""
+        report = LossReport({}, {})
+        self._add_contrast(report, representations)
         return report
+
+    @property
+    def _num_views(self) -> int:
+        return 2 if self.contrast and self.contrast.intra_weight > 0 else 1
 
     def patches(self, inputs: Inputs) -> dict[Modality, Tensor]:
         """All raw patches ``[B, N, P]`` of each modality."""
@@ -95,26 +118,29 @@ class Pretraining:
             name = f"{modality}_{kind}"
             report.terms[name] = masked_mse(output.predictions[modality], target, views[modality][0].is_masked)
             report.weights[name] = weights[modality]
+            mean, deviation = target_statistics(target)
+            report.scalars |= {f"{modality}_target_mean": mean, f"{modality}_target_std": deviation}
 
-    def _add_contrast(self, report: LossReport, output: MaskedOutput) -> None:
+    def _add_contrast(self, report: LossReport, pooled: dict[str, Tensor]) -> None:
         contrast = self.contrast
         if contrast is None:
             return
         across_ranks = contrast.negatives == "global"
         pairs: dict[str, tuple[Tensor, Tensor, float, float]] = {}
         if contrast.inter_weight > 0:
-            audio, video = output.pooled["audio"][0], output.pooled["video"][0]
+            audio, video = pooled["audio"][:, 0], pooled["video"][:, 0]
             pairs["inter_contrast"] = (audio, video, contrast.inter_temperature, contrast.inter_weight)
         if contrast.intra_weight > 0:
-            for modality, pooled in output.pooled.items():
+            for modality, views in pooled.items():
                 name = f"{modality}_intra_contrast"
-                pairs[name] = (pooled[0], pooled[1], contrast.intra_temperature, contrast.intra_weight)
+                pairs[name] = (views[:, 0], views[:, 1], contrast.intra_temperature, contrast.intra_weight)
         for name, (first, second, temperature, weight) in pairs.items():
             result = symmetric_info_nce(first, second, temperature, across_ranks)
             report.terms[name] = result.loss
             report.weights[name] = weight
             report.scalars[f"{name}_accuracy"] = result.accuracy
             report.scalars["num_negatives"] = result.num_negatives
+        report.scalars |= collapse_indicators({modality: views[:, 0] for modality, views in pooled.items()})
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
         """One learning rate for all; ``layer_decay`` belongs to fine-tuning and must be 1 here.
@@ -153,6 +179,26 @@ class Pretraining:
         """Encoders, decoders and fusion, each by name."""
         model = cast(MaskedLearner, unwrapped(self.model))
         return model.parts()
+
+
+def _by_clip(output: MaskedOutput) -> dict[str, Tensor]:
+    """Pooled encoder outputs with the clips first: ``[B, V, D]``."""
+    return {str(modality): pooled.transpose(0, 1) for modality, pooled in output.pooled.items()}
+
+
+def collapse_indicators(pooled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of pooled encoder outputs ``[B, D]`` by modality: how the embeddings spread, and with both how well partners agree.
+
+    One clip has nothing to spread: then there are none.
+    """
+    embeddings = {modality: normalised(rows) for modality, rows in pooled.items() if len(rows) > 1}
+    indicators: dict[str, Tensor] = {}
+    for modality, rows in embeddings.items():
+        indicators[f"{modality}_embedding_std"] = embedding_std(rows)
+        indicators[f"{modality}_embedding_uniformity"] = uniformity(rows)
+    if len(embeddings) == 2:
+        indicators["audio_video_alignment"] = alignment(embeddings["audio"], embeddings["video"])
+    return indicators
 
 
 def flat_retrieval(audio: Tensor, video: Tensor) -> dict[str, float]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from mavil.distributed import rank, world_size
-from mavil.engine.checkpoint import load_checkpoint
-from mavil.engine.optim import build_optimizer, warmup_cosine
-from mavil.engine.run_folder import start_run
-from mavil.engine.tracker import Tracker
-from mavil.engine.trainer import Trainer
+from mavil.engine.checkpoints.reading import load_state, newest_checkpoint
+from mavil.engine.checkpoints.saving import Saver, prefixes_of
+from mavil.engine.evaluating import Evaluator
+from mavil.engine.metrics.tracker import Tracker
+from mavil.engine.optim import warmup_cosine
+from mavil.engine.parallel import ParallelKind, parallelise
+from mavil.engine.process.stopping import stop_on_signals
+from mavil.engine.run.folder import start_run
+from mavil.engine.trainer import Intervals, Trainer
+from mavil.engine.update import Updater
+from mavil.engine.weight_average import WeightAverage
 from mavil.structs import Batch, Inputs, LossReport, sample_seed
 from mavil.tasks.base import ParameterGroup
 
@@ -113,6 +120,12 @@ def prepare(batch: Batch) -> Inputs:
     return Inputs(batch.keys, batch.seeds, audio=batch.waveforms[:, None, None, :])
 
 
+def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
 def evaluation() -> list[Inputs]:
     return [prepare(next(iter(FakeBatches(first=1000))))]
 
@@ -121,35 +134,57 @@ def train(
     run: Path, batches: FakeBatches | None = None, resume: bool = False, dropout: float = 0.0, **settings: Any
 ) -> Trainer:
     """Put the parts together as a command does, train to the end and return the trainer."""
-    trainer, tracker = assemble(run, batches or FakeBatches(), resume, dropout, **settings)
-    with tracker:
+    with assembled(run, batches, resume, dropout, **settings) as trainer:
         trainer.fit()
     return trainer
 
 
-def assemble(
-    run: Path, batches: FakeBatches, resume: bool = False, dropout: float = 0.0, **settings: Any
-) -> tuple[Trainer, Tracker]:
+@contextmanager
+def assembled(
+    run: Path,
+    batches: FakeBatches | None = None,
+    resume: bool = False,
+    dropout: float = 0.0,
+    *,
+    kind: ParallelKind = "ddp",
+    num_steps: int = NUM_STEPS,
+    keep: int = 2,
+    ema_decay: float | None = None,
+    best: tuple[str, Literal["highest", "lowest"]] | None = None,
+    evaluation: Callable[[], Iterable[Inputs]] | None = None,
+    intervals: Intervals = Intervals(),  # noqa: B008 (frozen)
+    **update: Any,
+) -> Iterator[Trainer]:
+    """A trainer of the fake task, at its start or where the run in the folder was cut off; stopped by signals."""
+    batches = batches or FakeBatches()
     torch.manual_seed(rank())
-    path = start_run(run, "name: fake\nseed: 0\n", resume)
-    checkpoint = load_checkpoint(path) if path else None
-    if checkpoint is not None and checkpoint.state.position is not None:
-        batches.first = checkpoint.state.position["first"]
+    start_run(run, "name: fake\nseed: 0\n", resume)
+    checkpoint = newest_checkpoint(run)
     task = FakeTask(dropout)
-    num_steps = settings.setdefault("num_steps", NUM_STEPS)
-    resumed_step = checkpoint.state.step if checkpoint else 0
-    tracker = Tracker(run, num_steps, Console(file=io.StringIO()), resumed_step)
-    trainer = Trainer(
-        task=task,
-        batches=batches,
-        prepare=prepare,
-        optimizer=build_optimizer(task.parameter_groups(0.1, 0.5), (0.9, 0.95), task.model),
-        learning_rate=partial(warmup_cosine, peak=0.1, warmup_steps=2, total_steps=NUM_STEPS, minimum=0.01),
-        run=run,
-        tracker=tracker,
-        device=torch.device("cpu"),
-        **settings,
-    )
     if checkpoint is not None:
-        trainer.restore(checkpoint)
-    return trainer, tracker
+        load_state(task.model, checkpoint.model, "the checkpoint")
+        if checkpoint.state.position is not None:
+            batches.first = checkpoint.state.position["first"]
+    saver = Saver(run, prefixes_of(task.model, task.export_modules()), keep)
+    parallel = parallelise(kind, task.model, lambda: task.parameter_groups(0.1, 0.5), (0.9, 0.95), torch.device("cpu"))
+    average = WeightAverage(parallel, ema_decay) if ema_decay is not None else None
+    step = checkpoint.state.step if checkpoint else 0
+    with stop_on_signals() as request, Tracker(run, num_steps, Console(file=io.StringIO()), step) as tracker:
+        trainer = Trainer(
+            updater=Updater(task, parallel, prepare, torch.device("cpu"), average=average, **update),
+            batches=batches,
+            learning_rate=partial(warmup_cosine, peak=0.1, warmup_steps=2, total_steps=NUM_STEPS, minimum=0.01),
+            num_steps=num_steps,
+            run=run,
+            tracker=tracker,
+            saver=saver,
+            request=request,
+            intervals=intervals,
+            evaluator=Evaluator(evaluation, *(best or ())) if evaluation else None,
+        )
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        try:
+            yield trainer
+        finally:
+            saver.close()

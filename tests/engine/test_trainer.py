@@ -1,58 +1,72 @@
-"""The loop: resume bit for bit, a stop before a bad update on every rank, ranks and accumulation against one batch."""
+"""The loop: resume bit for bit, what is due when, evaluation, the best checkpoint, stopping, a disk that is full."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from mavil.engine.checkpoint import checkpoints, latest_checkpoint, load_checkpoint, load_weights
-from mavil.engine.runtime import random_state
-from mavil.engine.tracker import read_metrics
-from mavil.engine.trainer import Interrupted, Trainer
-from mavil.structs import Inputs, LossReport, UserError
-from tests.engine.fake import FakeBatches, FakeTask, assemble, evaluation, train
+from mavil.engine.checkpoints.reading import checkpoints, latest_checkpoint, load_checkpoint, load_weights
+from mavil.engine.metrics.tracker import Tracker, read_metrics
+from mavil.engine.process.runtime import random_state
+from mavil.engine.process.stopping import Interrupted
+from mavil.engine.trainer import Intervals, Trainer
+from mavil.structs import Inputs, UserError
+from tests.engine.fake import FakeBatches, FakeTask, assembled, assert_same_weights, evaluation, train
 from tests.support.ranks import run_in_ranks
 
 # Neither divides the other, so a checkpoint falls between two log lines.
-INTERVALS: dict[str, Any] = {"log_every": 2, "checkpoint_every": 3, "evaluate_every": 3, "evaluation": evaluation}
+SETTINGS: dict[str, Any] = {"intervals": Intervals(log=2, save=3, evaluate=3), "evaluation": evaluation}
+# Every way of computing a step must resume.
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "read late": {"reads_late": True},
+    "averaged": {"ema_decay": 0.5},
+    "half precision": {"precision": "fp16"},
+}
 
 
 def outcome(trainer: Trainer) -> dict[str, Any]:
     """Everything that must be the same after a resumed run as after one that never stopped."""
+    updater = trainer.updater
     return {
-        "weights": {name: value.tolist() for name, value in trainer.model.state_dict().items()},
-        "optimizer": repr(trainer.optimizer.state_dict()),
+        "weights": {name: value.tolist() for name, value in updater.parallel.model.state_dict().items()},
+        "averaged": {name: value.tolist() for name, value in updater.average.state().items()}
+        if updater.average
+        else {},
+        "optimizer": repr(updater.parallel.optimizer_state()),
+        "scale": updater.loss_scale.state_dict() if updater.loss_scale.is_adaptive else None,
         "state": trainer.state,
-        "random": repr(random_state(trainer.device)),
+        "random": repr(random_state(updater.device)),
         "metrics": [(line["step"], line["metrics"]) for line in read_metrics(trainer.run)],
     }
 
 
-def test_stopped_by_a_signal_and_resumed_is_bit_for_bit_the_same(tmp_path: Path) -> None:
-    whole = outcome(train(tmp_path / "whole", dropout=0.5, **INTERVALS))
+@pytest.mark.parametrize("way", WAYS)
+def test_stopped_by_a_signal_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, way: str) -> None:
+    """Also the evaluation of the step at which it was stopped is made up for."""
+    settings = SETTINGS | WAYS[way] | {"dropout": 0.5}
+    whole = outcome(train(tmp_path / "whole", **settings))
     with pytest.raises(Interrupted, match=r"stopped by SIGTERM after step 3 of 6; .*--resume"):
-        train(tmp_path / "halves", FakeBatches(stopped_at=4), dropout=0.5, **INTERVALS)
-    before = [(line["step"], line["metrics"]) for line in read_metrics(tmp_path / "halves")]
-    assert [step for step, _ in before] == [1, 2]
-    resumed = outcome(train(tmp_path / "halves", resume=True, dropout=0.5, **INTERVALS))
-    # The evaluation of step 3 came after the stop: it is the one line a stopped run lacks.
-    whole["metrics"] = [line for line in whole["metrics"] if not (line[0] == 3 and "evaluation/error" in line[1])]
-    assert resumed == whole
+        train(tmp_path / "halves", FakeBatches(stopped_at=4), **settings)
+    assert [line["step"] for line in read_metrics(tmp_path / "halves")] == [1, 2]
+    assert outcome(train(tmp_path / "halves", resume=True, **settings)) == whole
 
 
-def test_crashed_between_checkpoints_and_resumed_is_bit_for_bit_the_same(tmp_path: Path) -> None:
-    whole = outcome(train(tmp_path / "whole", dropout=0.5, **INTERVALS))
+@pytest.mark.parametrize("way", WAYS)
+def test_crashed_between_checkpoints_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, way: str) -> None:
+    settings = SETTINGS | WAYS[way] | {"dropout": 0.5}
+    whole = outcome(train(tmp_path / "whole", **settings))
     with pytest.raises(RuntimeError, match="disk went away"):
-        train(tmp_path / "halves", FakeBatches(lost_at=8), dropout=0.5, **INTERVALS)
+        train(tmp_path / "halves", FakeBatches(lost_at=8), **settings)
     assert read_metrics(tmp_path / "halves")[-1]["step"] == 4
-    assert outcome(train(tmp_path / "halves", resume=True, dropout=0.5, **INTERVALS)) == whole
+    assert outcome(train(tmp_path / "halves", resume=True, **settings)) == whole
 
 
 def test_a_different_seed_gives_another_outcome(tmp_path: Path) -> None:
@@ -62,8 +76,8 @@ def test_a_different_seed_gives_another_outcome(tmp_path: Path) -> None:
 
 
 def test_the_first_and_the_last_step_are_logged_with_means_in_between(tmp_path: Path) -> None:
-    every = train(tmp_path / "every", log_every=1)
-    train(tmp_path / "some", log_every=4)
+    every = train(tmp_path / "every", intervals=Intervals(log=1))
+    train(tmp_path / "some", intervals=Intervals(log=4))
     each = {line["step"]: line["metrics"] for line in read_metrics(tmp_path / "every")}
     some = {line["step"]: line["metrics"] for line in read_metrics(tmp_path / "some")}
     assert list(some) == [1, 4, 6]
@@ -74,120 +88,188 @@ def test_the_first_and_the_last_step_are_logged_with_means_in_between(tmp_path: 
     assert some[6]["progress/samples_seen"] == 12
     assert each[1]["optim/lr"] == 0.0
     assert each[3]["optim/lr"] == pytest.approx(0.1)
-    assert every.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * each[6]["optim/lr"])
-    assert set(read_metrics(tmp_path / "some")[0]["conditions"]) == {
+    rates = [group["lr"] for group in every.updater.parallel.optimizer.param_groups]
+    assert rates[0] == pytest.approx(0.5 * each[6]["optim/lr"])
+    assert set(read_metrics(tmp_path / "some")[0]["conditions"]) >= {
         "time",
         "speed/clips_per_second",
         "speed/data_wait_share",
+        "speed/checkpoint_share",
     }
 
 
 def test_evaluation_runs_in_evaluation_mode_and_leaves_frozen_parts_alone(tmp_path: Path) -> None:
-    trainer, tracker = assemble(tmp_path, FakeBatches(), evaluation=evaluation, evaluate_every=4)
-    frozen = trainer.model.get_submodule("dropout").eval()
-    with tracker:
+    with assembled(tmp_path, evaluation=evaluation, intervals=Intervals(evaluate=4)) as trainer:
+        model = trainer.updater.parallel.model
+        frozen = model.get_submodule("dropout").eval()
         metrics = trainer.fit()
-    assert isinstance(trainer.task, FakeTask)
-    assert trainer.task.evaluated_in_training_mode == [False, False]
-    assert trainer.model.training
+    task = trainer.updater.task
+    assert isinstance(task, FakeTask)
+    assert task.evaluated_in_training_mode == [False, False]
+    assert model.training
     assert not frozen.training
     lines = [line for line in read_metrics(tmp_path) if "evaluation/error" in line["metrics"]]
     assert [line["step"] for line in lines] == [4, 6]
     assert lines[-1]["metrics"]["evaluation/error"] == metrics["error"]
 
 
+def test_the_moving_average_is_evaluated_and_exported_and_training_goes_on_without_it(tmp_path: Path) -> None:
+    every = {"evaluation": evaluation, "intervals": Intervals(evaluate=1)}
+    plain = train(tmp_path / "plain", **every)
+    averaged = train(tmp_path / "averaged", ema_decay=0.9, **every)
+    assert_same_weights(plain.updater.parallel.model.state_dict(), averaged.updater.parallel.model.state_dict())
+    errors = [
+        [line["metrics"]["evaluation/error"] for line in read_metrics(t.run) if "evaluation/error" in line["metrics"]]
+        for t in (plain, averaged)
+    ]
+    assert errors[0] != errors[1]
+    assert averaged.updater.average is not None
+    assert_same_weights(load_weights(tmp_path / "averaged")["whole"], averaged.updater.average.state())
+
+
 def test_a_complete_run_is_only_evaluated_again(tmp_path: Path) -> None:
     whole = train(tmp_path)
-    trainer, tracker = assemble(tmp_path, FakeBatches(), resume=True, evaluation=evaluation)
-    with tracker:
+    with assembled(tmp_path, resume=True, evaluation=evaluation) as trainer:
         assert trainer.fit().keys() == {"error"}
     assert trainer.state == whole.state
 
 
-def test_not_finite_stops_before_the_update_and_names_the_clips(tmp_path: Path) -> None:
-    trainer, tracker = assemble(tmp_path, FakeBatches(spoilt=5))
-    with pytest.raises(UserError, match=r"step 3: .*nothing was updated\. Clips: rank 0: clip_4, clip_5 "), tracker:
-        trainer.fit()
-    two_steps = train(tmp_path / "two", num_steps=2)
-    assert_same_weights(trainer.model.state_dict(), two_steps.model.state_dict())
-    assert trainer.state.step == 2
-    report = json.loads((tmp_path / "nonfinite_step_00000003.json").read_text())
-    assert report["ranks"][0]["keys"] == ["clip_4", "clip_5"]
-    assert report["ranks"][0]["micro_steps"][0]["loss/error"] == "nan"
-
-
-def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
-@pytest.mark.parametrize("clip_norm", [None, 0.1])
-def test_accumulation_equals_a_larger_batch(tmp_path: Path, clip_norm: float | None) -> None:
-    large = train(tmp_path / "large", FakeBatches(clips_per_batch=4), clip_norm=clip_norm)
-    small = train(tmp_path / "small", FakeBatches(clips_per_batch=2), clip_norm=clip_norm, accumulation=2)
-    torch.testing.assert_close(large.model.state_dict(), small.model.state_dict(), rtol=1e-6, atol=1e-7)
-    assert large.state == small.state
-    # AdamW and clipping hide a gradient that is too large by a factor; the logged norm does not.
-    norms = [read_metrics(trainer.run)[-1]["metrics"]["optim/gradient_norm"] for trainer in (large, small)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
-    unclipped = train(tmp_path / "unclipped", FakeBatches(clips_per_batch=4))
-    is_same = torch.equal(unclipped.model.state_dict()["weights"], large.model.state_dict()["weights"])
-    assert is_same == (clip_norm is None)
-
-
-def test_bf16_computes_under_autocast_and_keeps_fp32_weights(tmp_path: Path) -> None:
-    exact, rounded = train(tmp_path / "fp32"), train(tmp_path / "bf16", precision="bf16")
-    assert rounded.model.state_dict()["weights"].dtype == torch.float32
-    losses = [read_metrics(run)[0]["metrics"]["loss/error"] for run in (exact.run, rounded.run)]
-    assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
-
-
 def test_a_loader_that_ends_is_an_error(tmp_path: Path) -> None:
-    trainer, tracker = assemble(tmp_path, FakeBatches())
-    trainer.batches = [next(iter(FakeBatches()))]
-    with pytest.raises(ValueError, match="ended at step 1"), tracker:
-        trainer.fit()
+    with assembled(tmp_path) as trainer:
+        trainer.batches = [next(iter(FakeBatches()))]
+        with pytest.raises(ValueError, match="ended at step 1"):
+            trainer.fit()
 
 
 def test_a_model_in_evaluation_mode_is_refused(tmp_path: Path) -> None:
-    trainer, tracker = assemble(tmp_path, FakeBatches())
-    trainer.model.eval()
-    with pytest.raises(ValueError, match="evaluation mode"), tracker:
-        trainer.fit()
+    with assembled(tmp_path) as trainer:
+        trainer.updater.parallel.model.eval()
+        with pytest.raises(ValueError, match="evaluation mode"):
+            trainer.fit()
 
 
 def test_older_checkpoints_are_deleted_and_weights_load_without_the_rest(tmp_path: Path) -> None:
-    trainer = train(tmp_path, checkpoint_every=1, keep_checkpoints=2)
+    trainer = train(tmp_path, intervals=Intervals(save=1), keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["step_00000005", "step_00000006"]
-    assert_same_weights(load_weights(tmp_path)["whole"], trainer.model.state_dict())
+    assert_same_weights(load_weights(tmp_path)["whole"], trainer.updater.parallel.model.state_dict())
+
+
+def test_a_checkpoint_is_due_by_the_clock_of_rank_0(tmp_path: Path) -> None:
+    train(tmp_path / "always", intervals=Intervals(save_minutes=1e-9), keep=9)
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path / "always")] == [1, 2, 3, 4, 5, 6]
+    train(tmp_path / "never", intervals=Intervals(save_minutes=60.0), keep=9)
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path / "never")] == [6]
+
+
+class ScriptedTask(FakeTask):
+    """Evaluations that give 3, 1, 2, ... in turn."""
+
+    values = (3.0, 1.0, 2.0, 1.5, 2.5, 2.0)
+
+    def evaluate(self, batches: Iterable[Inputs]) -> dict[str, float]:
+        super().evaluate(batches)
+        return {"error": self.values[len(self.evaluated_in_training_mode) - 1]}
+
+
+@pytest.mark.parametrize(("which", "step"), [("lowest", 2), ("highest", 1)])
+def test_the_best_checkpoint_stays_and_has_a_name(tmp_path: Path, which: Any, step: int) -> None:
+    settings: dict[str, Any] = {"evaluation": evaluation, "best": ("error", which)}
+    with assembled(tmp_path, intervals=Intervals(save=3, evaluate=1), keep=1, **settings) as trainer:
+        trainer.updater.task = scripted = ScriptedTask()
+        scripted.model = trainer.updater.parallel.model
+        trainer.fit()
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path)] == [step, 6]
+    assert (tmp_path / "checkpoints/best").resolve().name == f"step_{step:08d}"
+    assert json.loads((tmp_path / "checkpoints/best.json").read_text()) == {
+        "step": step,
+        "metric": "error",
+        "value": ScriptedTask.values[step - 1],
+    }
+    assert trainer.saver.best == ScriptedTask.values[step - 1]
+
+
+def test_a_best_metric_that_does_not_exist_is_told_with_those_that_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"best_metric is accuracy, but the evaluation gives error"):
+        train(tmp_path, evaluation=evaluation, best=("accuracy", "highest"))
+
+
+def test_a_failed_save_is_told_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sync, calls = os.fsync, []
+
+    def full_disk(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    whole = train(tmp_path / "whole")
+    with assembled(tmp_path / "full", intervals=Intervals(save=2)) as trainer:
+        monkeypatch.setattr(os, "fsync", full_disk)
+        trainer.fit()
+    assert "No space left on device" in caplog.text
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path / "full")][-1] == 6
+    assert_same_weights(
+        load_checkpoint(checkpoints(tmp_path / "full")[-1]).model, whole.updater.parallel.model.state_dict()
+    )
+
+
+def test_a_last_save_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with assembled(tmp_path, intervals=Intervals(save=4)) as trainer:
+        save = trainer.saver.save
+
+        def save_on_a_full_disk(checkpoint: Any) -> None:
+            if checkpoint.state.step == 6:
+                trainer.saver.settle()
+                monkeypatch.setattr(os, "fsync", full_disk)
+            save(checkpoint)
+
+        monkeypatch.setattr(trainer.saver, "save", save_on_a_full_disk)
+        with pytest.raises(UserError, match=r"No space left.*all 6 steps are done: make space, then --resume"):
+            trainer.fit()
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000004"]
+    assert train(tmp_path, resume=True).state == train(tmp_path / "whole").state
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_other_signals_save_too(tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda pid, _: kill(pid, number))
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=number.name):
+        train(tmp_path, FakeBatches(stopped_at=3))
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None
+    assert latest.name == "step_00000002"
+    assert signal.getsignal(number) is before
+
+
+def test_a_clip_is_not_read_from_the_device_between_log_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads late reads the verdict of the step before, never the step under way, and nothing else."""
+    read: list[str] = []
+    item, tolist = torch.Tensor.__float__, torch.Tensor.tolist
+    with assembled(tmp_path, reads_late=True, num_steps=6, intervals=Intervals(log=6)) as trainer:
+        log = Tracker.log
+        monkeypatch.setattr(torch.Tensor, "__float__", lambda self: read.append("float") or item(self))
+        monkeypatch.setattr(torch.Tensor, "item", lambda self: read.append("item") or item(self))
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda self: read.append("tolist") or tolist(self))
+        monkeypatch.setattr(Tracker, "log", lambda *arguments: read.append("log") or log(*arguments))
+        trainer.fit()
+    between = read[read.index("log") + 1 : len(read) - read[::-1].index("log") - 1]
+    # Steps 2 to 6, each verdict once; the means of the log line are the last read.
+    assert between == ["tolist"] * 6
 
 
 # Functions below this line run in other processes.
 
 
-def _weights_after(run: Path, batches: FakeBatches, settings: dict[str, Any]) -> tuple[dict[str, Tensor], Any, Any]:
-    trainer = train(run, batches, **settings)
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}, trainer.state, read_metrics(run)
-
-
-def test_two_ranks_equal_one_rank_on_the_joined_batch(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"clip_norm": 0.5, "accumulation": 2, "log_every": 1}
-    one = train(tmp_path / "one", FakeBatches(clips_per_batch=4), **settings)
-    (first, state, metrics), (second, _, _) = run_in_ranks(
-        _weights_after, tmp_path / "two", FakeBatches(clips_per_batch=2), settings
-    )
-    assert_same_weights(first, second)
-    torch.testing.assert_close(first, dict(one.model.state_dict()), rtol=1e-6, atol=1e-7)
-    assert (state.step, state.samples_seen) == (one.state.step, one.state.samples_seen)
-    losses = [[line["metrics"]["loss/error"] for line in lines] for lines in (metrics, read_metrics(one.run))]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert_same_weights(load_weights(tmp_path / "two")["whole"], first)
-
-
-def _resume_in_ranks(folder: Path) -> list[Any]:
-    settings = INTERVALS | {"dropout": 0.5}
+def _resume_in_ranks(folder: Path, way: dict[str, Any]) -> list[Any]:
+    settings = SETTINGS | {"dropout": 0.5} | way
     whole = outcome(train(folder / "whole", **settings))
     # Only the clip of rank 1 sends a signal, and only to rank 1.
     try:
@@ -200,70 +282,31 @@ def _resume_in_ranks(folder: Path) -> list[Any]:
     return [message, whole == resumed, whole["random"]]
 
 
-def test_a_signal_to_one_rank_stops_both_and_both_resume_bit_for_bit(tmp_path: Path) -> None:
-    (first, same_first, random_first), (second, same_second, random_second) = run_in_ranks(_resume_in_ranks, tmp_path)
-    assert "stopped by a signal to another rank after step 3" in first
-    assert "stopped by SIGTERM after step 3" in second
+# A late reader learns of the signal in step 3 only in step 4, unless step 3 itself is logged or saved.
+@pytest.mark.parametrize(
+    ("way", "step"),
+    [({}, 3), ({"reads_late": True, "intervals": Intervals(log=5, save=5)}, 4)],
+    ids=["at once", "late"],
+)
+def test_a_signal_to_one_rank_stops_both_and_both_resume_bit_for_bit(
+    tmp_path: Path, way: dict[str, Any], step: int
+) -> None:
+    (first, same_first, random_first), (second, same_second, random_second) = run_in_ranks(
+        _resume_in_ranks, tmp_path, way
+    )
+    assert f"stopped by a signal to another rank after step {step}" in first
+    assert f"stopped by SIGTERM after step {step}" in second
     assert same_first
     assert same_second
     assert random_first != random_second
-
-
-class OddTask(FakeTask):
-    """Spoils the loss at ``clip_6`` alone and leaves the gradient finite, or the other way round."""
-
-    def __init__(self, is_loss_spoilt: bool) -> None:
-        super().__init__()
-        self.is_loss_spoilt = is_loss_spoilt
-
-    def loss(self, inputs: Inputs, step: int) -> LossReport:
-        report = super().loss(inputs, step)
-        if "clip_6" in inputs.keys:
-            infinite = torch.tensor(torch.inf)
-            at_the_edge = (report.terms["error"] * 0).sqrt()  # 0, with an infinite slope
-            report.terms["zero"] = infinite if self.is_loss_spoilt else at_the_edge
-        return report
-
-
-def _train_on_spoilt(run: Path, is_loss_spoilt: bool | None) -> tuple[str, dict[str, Tensor], int]:
-    trainer, tracker = assemble(run, FakeBatches(spoilt=6 if is_loss_spoilt is None else None))
-    if is_loss_spoilt is not None:
-        # The optimizer already holds the parameters of this model.
-        odd = OddTask(is_loss_spoilt)
-        odd.model = trainer.model
-        trainer.task = odd
-    try:
-        with tracker:
-            trainer.fit()
-        message = "not stopped"
-    except UserError as error:
-        message = str(error)
-    return message, trainer.model.state_dict(), trainer.state.step
-
-
-@pytest.mark.parametrize(("is_loss_spoilt", "blamed"), [(None, "1"), (True, "1"), (False, "0")])
-def test_not_finite_on_rank_1_stops_both_ranks_before_the_update(
-    tmp_path: Path, is_loss_spoilt: bool | None, blamed: str
-) -> None:
-    """A NaN in the data, an infinite loss with a finite gradient, and the reverse, whose origin no rank can tell."""
-    first, second = run_in_ranks(_train_on_spoilt, tmp_path / "spoilt", is_loss_spoilt)
-    (after_one_step, _, _), _ = run_in_ranks(_weights_after, tmp_path / "good", FakeBatches(), {"num_steps": 1})
-    for message, weights, step in (first, second):
-        assert f"nothing was updated. Clips: rank {blamed}: clip_" in message
-        assert "rank 1: clip_6, clip_7 " in message
-        assert step == 1
-        assert_same_weights(weights, after_one_step)
-    report = json.loads((tmp_path / "spoilt" / "nonfinite_step_00000002.json").read_text())
-    assert [rank["keys"] for rank in report["ranks"]] == [["clip_4", "clip_5"], ["clip_6", "clip_7"]]
 
 
 def _resume_in_two(run: Path) -> tuple[dict[str, Any], int, bool, int]:
     path = latest_checkpoint(run)
     assert path is not None
     checkpoint = load_checkpoint(path)
-    trainer, tracker = assemble(run, FakeBatches(), resume=True, num_steps=8)
-    with tracker:
-        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with assembled(run, resume=True, num_steps=8) as trainer:
+        before = {name: value.clone() for name, value in trainer.updater.parallel.model.state_dict().items()}
         trainer.fit()
     return before, trainer.state.step, checkpoint.random is None, len(checkpoint.positions or [])
 
@@ -271,18 +314,5 @@ def _resume_in_two(run: Path) -> tuple[dict[str, Any], int, bool, int]:
 def test_another_number_of_ranks_goes_on_from_the_same_weights(tmp_path: Path) -> None:
     whole = train(tmp_path)
     for weights, step, is_anew, num_positions in run_in_ranks(_resume_in_two, tmp_path):
-        assert_same_weights(weights, whole.model.state_dict())
+        assert_same_weights(weights, whole.updater.parallel.model.state_dict())
         assert (step, is_anew, num_positions) == (8, True, 1)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_other_signals_save_too(tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    kill = os.kill
-    monkeypatch.setattr(os, "kill", lambda pid, _: kill(pid, number))
-    before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=number.name):
-        train(tmp_path, FakeBatches(stopped_at=3))
-    latest = latest_checkpoint(tmp_path)
-    assert latest is not None
-    assert latest.name == "step_00000002"
-    assert signal.getsignal(number) is before
