@@ -7,7 +7,7 @@ import sys
 import typer
 
 from mavil.commands import demo, evaluate, inspect, retrieve, shards, train
-from mavil.commands.errors import EXIT_CODES
+from mavil.commands.errors import EXIT_CODES, ignore_until_exit
 
 app = typer.Typer(
     name="mavil",
@@ -29,5 +29,6 @@ def main() -> None:
     try:
         app()
     except tuple(EXIT_CODES) as error:
+        ignore_until_exit()
         typer.echo(f"mavil: {error}", err=True)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))

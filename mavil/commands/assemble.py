@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mavil import distributed
 from mavil.commands.normalisation import audio_statistics
+from mavil.commands.schedule import device_batch
 from mavil.config import ClassifyTask, PretrainTask, Recipe, Sampling, VideoBranch
 from mavil.config import Teacher as TeacherSettings
 from mavil.data.frames import FrameFrontEnd
@@ -19,15 +19,13 @@ from mavil.data.loading.samples import BYTES_PER_GIB, Cache, ClipDecoder
 from mavil.data.loading.skips import SkipPolicy
 from mavil.data.media import FrameWindow
 from mavil.data.prepare import Prepare, prepared
-from mavil.data.shards.index import read_index
 from mavil.data.spectrogram import AudioFrontEnd
 from mavil.data.stream.attempts import RemoteOptions
 from mavil.data.stream.shard_set import ShardSet, open_shards
 from mavil.data.stream.weights import Draws
-from mavil.engine.checkpoint import load_weights
-from mavil.engine.optim import scaled_learning_rate, warmup_cosine
-from mavil.engine.runtime import choose_device
-from mavil.engine.tracker import read_metrics
+from mavil.engine.checkpoints.reading import load_weights
+from mavil.engine.metrics.tracker import read_metrics
+from mavil.engine.process.runtime import choose_device
 from mavil.models.build import build_classifier, build_masked
 from mavil.models.masked import MaskedLearner
 from mavil.models.weights import load_parts
@@ -104,7 +102,8 @@ def loader_for(
     return build_loader(
         shards_of(recipe, split),
         _decoder_for(recipe, vocabulary, training),
-        batch_size=recipe.trainer.device_batch,
+        # Evaluation may have any number of ranks, one among them, and never takes more than a device is said to bear.
+        batch_size=device_batch(recipe) if training else recipe.trainer.device_batch,
         num_workers=data.num_workers,
         shuffle_buffer=data.shuffle_buffer,
         views=data.views_per_clip,
@@ -213,8 +212,8 @@ def _load_teacher(
     return Teacher(model.to(device), settings.last_layers, settings.normalise == "layer_norm"), widths
 
 
-def load_masked(run: Path) -> tuple[MaskedLearner, Recipe]:
-    """The pre-trained network of a run folder, with its weights, and its recipe.
+def load_masked(run: Path, which: str = "newest") -> tuple[MaskedLearner, Recipe]:
+    """The pre-trained network of a run folder, with the weights of a checkpoint (see :func:`load_weights`), and its recipe.
 
     Raises:
         UserError: not a pre-training run, or it has no checkpoint.
@@ -222,7 +221,7 @@ def load_masked(run: Path) -> tuple[MaskedLearner, Recipe]:
     recipe = read_recipe(run, [])
     if not isinstance(recipe.task, PretrainTask):
         raise UserError(f"{run} is a {recipe.task.kind} run: name a pre-training run")
-    weights = load_weights(run)
+    weights = load_weights(run, which)
     target_values: dict[Modality, int] | None = None
     if recipe.task.teacher is not None:
         target_values = {m: len(weights[f"{m}_decoder"]["pred.bias"]) for m in recipe.modalities}
@@ -234,44 +233,3 @@ def load_masked(run: Path) -> tuple[MaskedLearner, Recipe]:
 def curve_of(run: Path) -> list[dict[str, float]]:
     """The training and evaluation metrics of a run, one flat mapping per line, ``step`` among them."""
     return [{"step": line["step"], **line["metrics"]} for line in read_metrics(run)]
-
-
-def global_batch(recipe: Recipe, ranks: int | None = None) -> int:
-    """Clips per optimizer step over ``ranks`` processes, by default those of the process group."""
-    return recipe.trainer.device_batch * recipe.trainer.accumulation * (ranks or distributed.world_size())
-
-
-def step_counts(recipe: Recipe, samples_per_epoch: int, ranks: int | None = None) -> tuple[int, int]:
-    """Optimizer steps of the whole run and of its warm-up.
-
-    Raises:
-        UserError: the run would have no step.
-    """
-    batch = global_batch(recipe, ranks)
-    total = recipe.schedule.length.steps(samples_per_epoch, batch)
-    if total < 1:
-        raise UserError(
-            f"schedule.length {recipe.schedule.length} over {samples_per_epoch} clips is less than one step of "
-            f"{batch} clips: make it longer or the batch smaller"
-        )
-    return total, min(recipe.schedule.warmup.steps(samples_per_epoch, batch), total)
-
-
-def learning_rate(recipe: Recipe, step: int, total: int, warmup: int, ranks: int | None = None) -> float:
-    """The applied learning rate of the update after ``step`` finished ones."""
-    peak = scaled_learning_rate(recipe.optimizer.base_lr, global_batch(recipe, ranks))
-    return warmup_cosine(step, peak=peak, warmup_steps=warmup, total_steps=total, minimum=recipe.schedule.min_lr)
-
-
-def learning_rate_at(recipe: Recipe, assumed_samples: int, ranks: int) -> tuple[dict[str, float], list[str]]:
-    """Learning rates at five points of the run, by step, and what had to be assumed to know them."""
-    assumptions = []
-    samples = assumed_samples
-    if recipe.data.train and Path(recipe.data.train).is_dir():
-        sampling, num_clips = recipe.data.sampling, read_index(Path(recipe.data.train)).num_clips
-        samples = (sampling.draws if sampling else num_clips) * recipe.data.views_per_clip
-    elif "epochs" in (recipe.schedule.length.unit, recipe.schedule.warmup.unit):
-        assumptions.append(f"{assumed_samples} clips per epoch (data.train is not there to count)")
-    total, warmup = step_counts(recipe, samples, ranks)
-    points = sorted({0, warmup // 2, warmup, (warmup + total) // 2, total - 1})
-    return {f"step {step}": learning_rate(recipe, step, total, warmup, ranks) for step in points}, assumptions

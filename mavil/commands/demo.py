@@ -24,8 +24,8 @@ from mavil.commands.errors import EXIT_CHECKS_FAILED
 from mavil.commands.retrieve import LOUDNESS, cue_results, names_in, retrieval_results
 from mavil.commands.train import train_recipe
 from mavil.config import PretrainTask, Recipe
-from mavil.engine.checkpoint import write_text
-from mavil.engine.runtime import choose_device, settle
+from mavil.engine.process.runtime import choose_device, settle
+from mavil.engine.run.atomic_files import write_text
 from mavil.evaluation.probing import CueResult, probeable_fields
 from mavil.recipe import change_recipe, load_recipe
 from mavil.structs import UserError

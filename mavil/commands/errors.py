@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mavil.engine.trainer import Interrupted
+from mavil.engine.process.stopping import Interrupted
+from mavil.engine.process.stopping import ignore_until_exit as ignore_until_exit
 from mavil.structs import UserError
 
 EXIT_CODES: dict[type[Exception], int] = {UserError: 2, Interrupted: Interrupted.exit_code}

@@ -14,8 +14,9 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mavil.commands.assemble import learning_rate_at, read_recipe
+from mavil.commands.assemble import read_recipe
 from mavil.commands.normalisation import audio_statistics, complete_recipe
+from mavil.commands.schedule import device_batch, learning_rate_at
 from mavil.config import ClassifyTask, PretrainTask, Recipe
 from mavil.data.shards.index import ShardIndex, read_index
 from mavil.models.build import build_classifier, build_masked
@@ -72,7 +73,7 @@ def inspect_recipe(recipe: Recipe, ranks: int = 1) -> Inspection:
         tokens=_tokens(recipe),
         multiply_adds=costs,
         learning_rate=rates,
-        memory_gib=_memory(recipe, model),
+        memory_gib=_memory(recipe, model, device_batch(recipe, ranks)),
         assumptions=[*assumptions, f"{ranks} rank(s)", *rate_assumptions],
     )
 
@@ -145,7 +146,7 @@ def _has_second_view(recipe: Recipe) -> bool:
     return isinstance(task, PretrainTask) and task.contrast is not None and task.contrast.intra_weight > 0
 
 
-def _memory(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, float]:
+def _memory(recipe: Recipe, model: MaskedLearner | Classifier, device_batch: int) -> dict[str, float]:
     """Rough memory of one rank in GiB: float32 weights, gradients and two Adam moments, and kept activations.
 
     A teacher adds its own weights. Activations: a pre-norm block with fused attention keeps about 34 bytes per token and
@@ -153,7 +154,7 @@ def _memory(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, floa
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
-    is_half = recipe.trainer.precision == "bf16" or (
+    is_half = recipe.trainer.precision in ("bf16", "fp16") or (
         recipe.trainer.precision == "auto" and recipe.trainer.device != "cpu"
     )
     bytes_per_value = 2 if is_half else 4
@@ -174,7 +175,7 @@ def _memory(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, floa
     return {
         "weights": 4 * everything * (2 if has_teacher else 1) / gib,
         "gradients_and_adam": 12 * trained / gib,
-        "activations": kept * bytes_per_value * recipe.trainer.device_batch / gib,
+        "activations": kept * bytes_per_value * device_batch / gib,
     }
 
 

@@ -16,8 +16,8 @@ from mavil import distributed
 from mavil.commands.assemble import load_masked, shards_of
 from mavil.commands.embedding import Embedded, embed_shards
 from mavil.config import Recipe
-from mavil.engine.checkpoint import write_text
-from mavil.engine.runtime import choose_device, settle
+from mavil.engine.process.runtime import choose_device, settle
+from mavil.engine.run.atomic_files import write_text
 from mavil.evaluation.probing import Cue, CueResult, cue_column, cue_table
 from mavil.evaluation.retrieval import both_directions
 from mavil.recipe import change_recipe
@@ -66,9 +66,12 @@ def retrieve(
     train_shards: Annotated[
         str | None, typer.Option(help="shards the probes are fitted on; default: the run's data.train")
     ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="which one: newest, best (see trainer.best_metric) or a step")
+    ] = "newest",
 ) -> None:
     """Retrieval in both directions with the gallery size and chance, and probes of cues; writes RUN/retrieval.json."""
-    model, recipe = load_masked(run)
+    model, recipe = load_masked(run, checkpoint)
     if len(recipe.modalities) < 2:
         raise UserError(f"{run} has {recipe.modalities[0]} only: retrieval between modalities needs both")
     recipe = _with_shards(recipe, shards, train_shards)
@@ -83,7 +86,12 @@ def retrieve(
             probed = cue_results(train, gallery, names_in(cues))
         if not distributed.is_main():
             return
-        stored = {"shards": recipe.data.evaluation, "retrieval": results, "cues": [asdict(cue) for cue in probed]}
+        stored = {
+            "shards": recipe.data.evaluation,
+            "checkpoint": checkpoint,
+            "retrieval": results,
+            "cues": [asdict(cue) for cue in probed],
+        }
         write_text(run / RESULT_FILE, json.dumps(stored, indent=2) + "\n")
         _print(Console(), results, probed)
 

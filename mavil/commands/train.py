@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -15,120 +15,101 @@ from mavil import distributed
 from mavil.commands.assemble import (
     CLASSES_FILE,
     CONFIG_FILE,
-    evaluation_inputs,
-    global_batch,
-    learning_rate,
     loader_for,
     open_split,
-    prepare_for,
     read_recipe,
-    step_counts,
     task_for,
     vocabulary_for,
 )
+from mavil.commands.checks import check_recipe, check_start
+from mavil.commands.checks.run import check_same_batch
 from mavil.commands.normalisation import audio_statistics, complete_recipe
-from mavil.config import Duration, Recipe
-from mavil.data.labels import Vocabulary
+from mavil.commands.schedule import step_counts
+from mavil.commands.training import build_trainer
+from mavil.config import Recipe
 from mavil.data.loading.loader import Loader
-from mavil.engine.checkpoint import Checkpoint, load_checkpoint, write_text
-from mavil.engine.optim import build_optimizer
-from mavil.engine.run_folder import start_run
-from mavil.engine.runtime import choose_device, choose_precision, log_to, record_environment, seed_everything, settle
-from mavil.engine.tracker import Tracker
-from mavil.engine.trainer import Trainer
+from mavil.data.loading.stacks import stacks_of_workers
+from mavil.engine.checkpoints.reading import Checkpoint, newest_checkpoint
+from mavil.engine.metrics.loggers import open_loggers
+from mavil.engine.metrics.tracker import Tracker
+from mavil.engine.process.runtime import choose_device, log_to, record_environment, seed_everything, settle
+from mavil.engine.process.stopping import StopRequest, stop_on_signals
+from mavil.engine.process.watchdog import Watchdog
+from mavil.engine.run.atomic_files import write_text
+from mavil.engine.run.folder import start_run
+from mavil.engine.run.lock import holding
 from mavil.recipe import dump_recipe
-from mavil.structs import Inputs, UserError
-from mavil.tasks.base import Task
+from mavil.structs import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def train_recipe(recipe: Recipe, run: Path, resume: bool, console: Console) -> dict[str, float]:
+def train_recipe(recipe: Recipe, run: Path, resume: bool, console: Console, force: bool = False) -> dict[str, float]:
     """Carry a recipe out in the folder ``run``; return the last evaluation's metrics (empty without evaluation shards).
 
-    What can be wrong with the recipe, the data or the weights is found before the run folder is made.
+    What can be wrong with the recipe, the data or the weights is found before the run folder is made. ``force`` resumes
+    although settings differ.
     """
     device = choose_device(recipe.trainer.device)
-    with distributed.process_group(device):
-        settle(device, recipe.trainer.num_threads)
-        shards = open_split(recipe, "train").index
-        recipe, origin = complete_recipe(recipe, shards, run / CONFIG_FILE if resume else None)
-        vocabulary = vocabulary_for(recipe)
-        loader = loader_for(recipe, "train", vocabulary, training=True)
-        if recipe.data.evaluation is not None:
-            open_split(recipe, "evaluation")
-        total, warmup = step_counts(recipe, loader.samples_per_epoch)
-        seed_everything(recipe.seed)  # before the model is built: every rank builds the same one
-        task = task_for(recipe, vocabulary, device)
-        newest = start_run(run, dump_recipe(recipe), resume)
-        checkpoint = load_checkpoint(newest) if newest else None
+    with stop_on_signals() as request, _group(recipe, device, request):
+        # A function of its own: what talks to other ranks must be gone when the group is left.
+        return _train(recipe, run, resume, console, force, device, request)
+
+
+def _train(
+    recipe: Recipe, run: Path, resume: bool, console: Console, force: bool, device: torch.device, request: StopRequest
+) -> dict[str, float]:
+    settle(device, recipe.trainer.num_threads, recipe.trainer.deterministic)
+    check_start(recipe, run, device)
+    shards = open_split(recipe, "train").index
+    recipe, origin = complete_recipe(recipe, shards, run / CONFIG_FILE if resume else None)
+    vocabulary = vocabulary_for(recipe)
+    loader = loader_for(recipe, "train", vocabulary, training=True)
+    if recipe.data.evaluation is not None:
+        open_split(recipe, "evaluation")
+    total, _ = step_counts(recipe, loader.samples_per_epoch)
+    seed_everything(recipe.seed)  # before the model is built: every rank builds the same one
+    task = task_for(recipe, vocabulary, device)
+    with holding(run):
+        start_run(run, dump_recipe(recipe), resume, force)
+        checkpoint = newest_checkpoint(run)
         if checkpoint:
-            _check_same_batch(recipe, checkpoint)
+            check_same_batch(recipe, checkpoint.state)
             loader = loader_for(recipe, "train", vocabulary, training=True, places=checkpoint.positions)
         if distributed.is_main() and vocabulary is not None:
             write_text(run / CLASSES_FILE, "\n".join(vocabulary.classes) + "\n")
         record_environment(run, device)
-        resumed_step = checkpoint.state.step if checkpoint else 0
-        tracker = Tracker(run, total, console, resumed_step, lambda: loader.counts)
-        with log_to(run, console), tracker:
+        request.leave_if_made()
+        with ExitStack() as around:
+            around.enter_context(log_to(run, console))
             if origin is not None:
                 logger.info("log-mel mean %.4f, deviation %.4f: %s", *audio_statistics(recipe), origin)
-            trainer = _build_trainer(recipe, run, task, loader, tracker, vocabulary, device, total, warmup)
-            seed_everything(recipe.seed, distributed.rank())  # ranks drop different paths
-            if checkpoint:
-                trainer.restore(checkpoint)
+            for remark in checkpoint.remarks if checkpoint else []:
+                logger.warning("%s", remark)
+            tracker = around.enter_context(_tracker(recipe, run, total, console, loader, checkpoint))
+            watchdog = around.enter_context(Watchdog(run, recipe.trainer.hang_minutes, stacks_of_workers))
+            trainer = build_trainer(
+                recipe, run, task, loader, tracker, vocabulary, device, request, watchdog, checkpoint
+            )
+            around.callback(trainer.saver.close)
+            around.callback(loader.close)
             return trainer.fit()
 
 
-def _check_same_batch(recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """A schedule counts steps: with another global batch it would not fit the samples that were seen."""
-    before, now = checkpoint.state.samples_seen // max(1, checkpoint.state.step), global_batch(recipe)
-    if checkpoint.state.step and before != now:
-        raise UserError(
-            f"the run's steps had {before} clips over all ranks, with {distributed.world_size()} ranks they would have {now}: "
-            f"set trainer.device_batch so that the product with ranks and trainer.accumulation is {before} again"
-        )
+def _group(recipe: Recipe, device: torch.device, request: StopRequest) -> AbstractContextManager[None]:
+    """The process group, entered by every rank."""
+    minutes = recipe.trainer.hang_minutes
+    # An exchange that hangs is the watchdog's to report, with stacks; it must come first.
+    timeout = None if minutes is None else 2 * minutes + 5
+    return distributed.process_group(device, timeout, look_up=request.leave_if_made)
 
 
-def _build_trainer(
-    recipe: Recipe,
-    run: Path,
-    task: Task,
-    loader: Loader,
-    tracker: Tracker,
-    vocabulary: Vocabulary | None,
-    device: torch.device,
-    total: int,
-    warmup: int,
-) -> Trainer:
-    settings = recipe.trainer
-    groups = task.parameter_groups(recipe.optimizer.weight_decay, recipe.optimizer.layer_decay)
-
-    def evaluation() -> Iterator[Inputs]:
-        return evaluation_inputs(recipe, "evaluation", vocabulary, device)
-
-    def steps(length: Duration | None) -> int | None:
-        return max(1, length.steps(loader.samples_per_epoch, global_batch(recipe))) if length else None
-
-    return Trainer(
-        task=task,
-        batches=loader,
-        prepare=prepare_for(recipe, device, training=True),
-        optimizer=build_optimizer(groups, recipe.optimizer.betas, task.model),
-        learning_rate=lambda step: learning_rate(recipe, step, total, warmup),
-        num_steps=total,
-        run=run,
-        tracker=tracker,
-        device=device,
-        precision=choose_precision(settings.precision, device),
-        accumulation=settings.accumulation,
-        clip_norm=recipe.optimizer.clip_norm,
-        log_every=settings.log_every,
-        checkpoint_every=steps(settings.checkpoint_every),
-        keep_checkpoints=settings.keep_checkpoints,
-        evaluate_every=steps(settings.evaluate_every),
-        evaluation=evaluation if recipe.data.evaluation is not None else None,
-    )
+def _tracker(
+    recipe: Recipe, run: Path, total: int, console: Console, loader: Loader, checkpoint: Checkpoint | None
+) -> Tracker:
+    loggers = open_loggers(recipe.trainer.loggers, run, recipe.model_dump(mode="json"))
+    step = checkpoint.state.step if checkpoint else 0
+    return Tracker(run, total, console, step, lambda: loader.counts, loggers)
 
 
 def train(
@@ -139,7 +120,20 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<name of the recipe>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder where it stopped")] = False,
+    force: Annotated[bool, typer.Option("--force", help="with --resume: also with other settings than before")] = False,
+    check: Annotated[bool, typer.Option("--check", help="find out what would go wrong, and train nothing")] = False,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="with --check: as many ranks as the run will have, on another machine")
+    ] = None,
 ) -> None:
     """Train a recipe: pre-training, fine-tuning or a linear probe."""
+    if force and not resume:
+        raise UserError("--force goes with --resume: it continues a run although settings differ")
+    if ranks is not None and not check:
+        raise UserError(f"--ranks {ranks} goes with --check: a run takes as many ranks as processes were started")
     recipe = read_recipe(recipe_path, changes or [])
-    train_recipe(recipe, out or Path("runs") / recipe.name, resume, Console())
+    run = out or Path("runs") / recipe.name
+    if check:
+        check_recipe(recipe, run, resume=resume, force=force, ranks=ranks, console=Console())
+    else:
+        train_recipe(recipe, run, resume, Console(), force)

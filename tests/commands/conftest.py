@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,10 +47,15 @@ def mavil(
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mavil", *map(str, arguments)])
         code = 0
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
         try:
             cli.main()
         except SystemExit as leaving:
             code = int(leaving.code or 0)
+        finally:
+            # The program is over for those who read its output; this process lives on.
+            for number, handler in before.items():
+                signal.signal(number, handler)
         seen = capsys.readouterr()
         return Outcome(code, seen.out, seen.err)
 

@@ -73,9 +73,9 @@ def test_a_checkpoint_of_another_shape(mavil: Mavil, recipe: Recipe, tmp_path: P
 
 def test_a_damaged_checkpoint_names_the_file(mavil: Mavil, recipe: Recipe, tmp_path: Path) -> None:
     mavil("train", recipe("stage1", steps=3))
-    (state,) = (tmp_path / "runs/stage1/checkpoints").glob("*/weights.pt")
+    (state,) = (tmp_path / "runs/stage1/checkpoints").glob("*/model.pt")
     state.write_bytes(state.read_bytes()[:-100])
-    assert_told(mavil("retrieve", "runs/stage1"), "weights.pt")
+    assert_told(mavil("retrieve", "runs/stage1"), "model.pt")
 
 
 def test_clips_that_cannot_be_used_end_the_run_with_their_causes(
