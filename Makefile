@@ -1,5 +1,6 @@
 # make demo   set-up and the whole main job on the CPU, in minutes: runs/demo/report.html    (CLIPS=folder: your own clips)
 # make test   set-up and the tests                                  make lint   formatting, style and types
+# make test-slurm   the tests that start a private SLURM, slow ones included
 # The set-up happens once; it is repeated when requirements.txt or pyproject.toml change.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-slurm slurm-packages lint clean
 
 setup: $(STAMP)
 
@@ -22,8 +23,18 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP)
 	$(BIN)/mavil demo $(if $(CLIPS),--clips '$(CLIPS)') $(if $(OUT),--out '$(OUT)')
 
-test: $(STAMP)
+test: $(STAMP) slurm-packages
 	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slurm: $(STAMP) slurm-packages
+	$(BIN)/python -m pytest -q --runslow tests/slurm $(ARGS)
+
+# Some tests start a private SLURM. Where it cannot be installed they skip and say why, so a failure here is none.
+slurm-packages:
+	@export DEBIAN_FRONTEND=noninteractive; if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! { command -v slurmctld && command -v munged; } > /dev/null; then \
+		{ apt-get install --yes --no-install-recommends slurm-wlm munge || \
+			{ apt-get update && apt-get install --yes --no-install-recommends slurm-wlm munge; }; } > /dev/null 2>&1 < /dev/null || true; \
+	fi
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
