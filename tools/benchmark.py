@@ -1,4 +1,4 @@
-"""Measure how fast the data come: ``python tools/benchmark.py loader --help``. The work is in ``tools/benchmarks``."""
+"""Measure how fast data come and steps go: ``python tools/benchmark.py --help``. The work is in ``tools/benchmarks``."""
 
 import sys
 from pathlib import Path

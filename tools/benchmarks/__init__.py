@@ -1,1 +1,1 @@
-"""What ``tools/benchmark.py`` measures: decoding, the loader, the memory of its workers, and its start."""
+"""What ``tools/benchmark.py`` measures: decoding, the loader, the memory of its workers, its start, and steps of training."""

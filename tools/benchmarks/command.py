@@ -1,4 +1,4 @@
-"""The command line: ``python tools/benchmark.py loader``."""
+"""The command line: ``python tools/benchmark.py loader`` and ``training``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tools.benchmarks.machine import describe_machine
 from tools.benchmarks.rates import decoders, loader_contender, measure_rates
 from tools.benchmarks.start_up import measure_start_up, write_large_set
 from tools.benchmarks.tables import print_report
+from tools.benchmarks.training_command import training
 from tools.benchmarks.waiting import memory_of_workers, wait_share, wait_share_of_recipe
 
 AUDIO_SECONDS, WINDOW = 10.0, FrameWindow(num_frames=8, frames_per_second=2.0, short_side=256)
@@ -39,6 +40,9 @@ app = typer.Typer(name="benchmark", no_args_is_help=True, add_completion=False, 
 @app.callback()
 def benchmark() -> None:
     """Measure this machine with this code. Figures of different runs or machines are not compared: ratios are."""
+
+
+app.command()(training)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.console import Console
 from mavil.commands.assemble import read_recipe
 from mavil.commands.train import train_recipe
 from mavil.data.loading.loader import Loader
-from mavil.engine.tracker import read_metrics
+from mavil.engine.metrics.tracker import read_metrics
 from tools.benchmarks.processes import resident_mib, worker_pids
 
 _WARM_UP_SHARE = 0.1

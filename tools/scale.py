@@ -1,0 +1,11 @@
+"""Time, cost and limits of a run at paper scale, on paper: ``python tools/scale.py --help``. The work is in ``tools/scaling``."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Python puts this file's own folder first; the repository has to be there, for ``tools`` to be found from anywhere.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from tools.scaling.command import main
+
+    main()
