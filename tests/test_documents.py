@@ -6,7 +6,7 @@ import ast
 import functools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +21,16 @@ from mavil.config import Recipe
 from mavil.config.data import Data
 from mavil.data.shards.selection import CAUSES
 from mavil.data.sources.read import FORMATS
-from mavil.engine.run_folder import CHANGEABLE
+from mavil.engine.process.watchdog import EXIT_HUNG
+from mavil.engine.run.folder import CHANGEABLE
 from mavil.recipe import load_recipe, setting_paths
-from tools import fuzz_media
+from tools import fuzz_media, replay_step
 from tools.benchmarks.command import app as benchmark_app
 from tools.downloads.causes import CAUSES as DOWNLOAD_CAUSES
 from tools.downloads.causes import PERMANENT
 from tools.downloads.command import app as download_app
+from tools.scaling.command import app as scale_app
+from tools.scaling.simulation import app as simulation_app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -91,16 +94,20 @@ def words_after_mavil(line: str) -> list[str] | None:
     return None
 
 
-def fuzz_command() -> Any:
-    app = typer.Typer()
-    app.command()(fuzz_media.main)
-    return typer.main.get_command(app)
+def command_alone(main: Callable[..., None]) -> Any:
+    """What ``typer.run`` would make of a function."""
+    alone = typer.Typer()
+    alone.command()(main)
+    return typer.main.get_command(alone)
 
 
 TOOLS = {
     "download": typer.main.get_command(download_app),
     "benchmark": typer.main.get_command(benchmark_app),
-    "fuzz_media": fuzz_command(),
+    "fuzz_media": command_alone(fuzz_media.main),
+    "replay_step": command_alone(replay_step.main),
+    "scale": typer.main.get_command(scale_app),
+    "simulate_shards": typer.main.get_command(simulation_app),
 }
 
 
@@ -226,7 +233,7 @@ def test_commands_settings_and_options_in_a_sentence_exist(document: Path) -> No
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_make_is_asked_for_what_it_has(document: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     spans = [span for span in SPAN.findall(text_of(document).prose) if span.startswith("make ")]
     for line in [*spans, *(line for line in lines_of_code(document) if line.startswith("make "))]:
         for word in shlex.split(line)[1:]:
@@ -326,7 +333,7 @@ def test_what_training_md_lists_is_what_the_code_has() -> None:
     assert {span for span in SPAN.findall(changeable) if SETTING.fullmatch(span)} == CHANGEABLE
     codes = prose.partition("## Signals and exit codes")[2].partition("\n## ")[0]
     listed = {int(row[0]) for row in rows_of(codes) if row[0].isdigit()}
-    assert listed == {0, 1, EXIT_CHECKS_FAILED, *EXIT_CODES.values()}
+    assert listed == {0, 1, EXIT_CHECKS_FAILED, EXIT_HUNG, *EXIT_CODES.values()}
 
 
 def section_of(heading: str) -> str:
