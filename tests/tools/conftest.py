@@ -10,25 +10,36 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "download.py"
+TOOLS = Path(__file__).parents[2] / "tools"
 
-Download = Callable[..., tuple[int, str, str]]
+Tool = Callable[..., tuple[int, str, str]]
 """``download("esc50", "--out", ...)`` -> (exit code, standard output, standard error)."""
 
 
 @pytest.fixture
-def download(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Download]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], Tool]:
+    """``tool("scale")("--gpus", "8")`` runs a script of tools/ in this process."""
     monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script changes the first entry
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "250")
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        answer = capsys.readouterr()
-        return int(caught.value.code or 0), answer.out, answer.err
+    def runner(name: str) -> Tool:
+        script = str(TOOLS / f"{name}.py")
 
-    yield run
+        def run(*arguments: str) -> tuple[int, str, str]:
+            monkeypatch.setattr(sys, "argv", [script, *arguments])
+            with pytest.raises(SystemExit) as caught:
+                runpy.run_path(script, run_name="__main__")
+            answer = capsys.readouterr()
+            return int(caught.value.code or 0), answer.out, answer.err
+
+        return run
+
+    return runner
+
+
+@pytest.fixture
+def download(tool: Callable[[str], Tool]) -> Iterator[Tool]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield tool("download")
     for number, handler in handlers.items():
         signal.signal(number, handler)

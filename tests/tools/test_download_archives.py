@@ -23,7 +23,7 @@ from torchaudio.datasets import librispeech, speechcommands, voxceleb1
 from mavil.data.sources.read import FORMATS
 from mavil.structs import UserError
 from tests.support.http_server import FileServer, serve
-from tests.tools.conftest import Download
+from tests.tools.conftest import Tool
 from tools.downloads import catalog, transfer, unpack
 from tools.downloads.archives import Place, fetch_archives
 from tools.downloads.catalog import Archive, RemoteFile
@@ -322,7 +322,7 @@ def test_next_steps_name_formats_that_exist() -> None:
     assert set(catalog.VIDEO_LISTS) <= set(FORMATS)
 
 
-def test_the_command_line(site: FileServer, tmp_path: Path, download: Download) -> None:
+def test_the_command_line(site: FileServer, tmp_path: Path, download: Tool) -> None:
     site.files["master.zip"] = zip_of(
         **{"ESC-50-master/meta/esc50.csv": b"filename", "ESC-50-master/audio/1.wav": DATA}
     )
@@ -332,9 +332,7 @@ def test_the_command_line(site: FileServer, tmp_path: Path, download: Download) 
     assert f"next: mavil shards make {tmp_path}/ESC-50-master SHARDS --format esc50" in output
 
 
-def test_ctrl_c_keeps_what_has_come_and_the_next_run_goes_on(
-    site: FileServer, tmp_path: Path, download: Download
-) -> None:
+def test_ctrl_c_keeps_what_has_come_and_the_next_run_goes_on(site: FileServer, tmp_path: Path, download: Tool) -> None:
     whole = zip_of(**{"ESC-50-master/audio/1.wav": DATA})
     site.files["master.zip"], site.tags["master.zip"], site.faults["master.zip"] = whole, '"one"', ["slow"]
     part = tmp_path / "ESC-50-master.zip.part"
@@ -359,7 +357,7 @@ def test_ctrl_c_keeps_what_has_come_and_the_next_run_goes_on(
 
 
 def test_voxceleb_asks_for_a_login_and_sends_it(
-    site: FileServer, tmp_path: Path, download: Download, monkeypatch: pytest.MonkeyPatch
+    site: FileServer, tmp_path: Path, download: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, _, error = download("voxceleb1", "test", "--out", str(tmp_path))
     assert code == 2
@@ -387,7 +385,7 @@ def test_voxceleb_asks_for_a_login_and_sends_it(
     ("arguments", "words"),
     [(["librispeech"], "which part"), (["librispeech", "train"], "'train' is none of dev-clean")],
 )
-def test_a_mistake_is_one_line(download: Download, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_a_mistake_is_one_line(download: Tool, tmp_path: Path, arguments: list[str], words: str) -> None:
     code, _, error = download(*arguments, "--out", str(tmp_path / "out"))
     assert code == 2
     assert words in error

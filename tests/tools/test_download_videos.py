@@ -15,7 +15,7 @@ from mavil.data.media import encode_clip, probe
 from mavil.data.sources.listing import SourceOptions
 from mavil.data.sources.read import read_source
 from tests.support.http_server import FileServer, serve
-from tests.tools.conftest import Download
+from tests.tools.conftest import Tool
 from tools.downloads import video_commands, youtube
 from tools.downloads.catalog import RemoteFile
 from tools.downloads.causes import Cause
@@ -179,7 +179,7 @@ def listed(tmp_path: Path) -> Path:
 
 
 def test_the_command_line_fetches_reports_and_goes_on(
-    site: FileServer, tmp_path: Path, listed: Path, download: Download
+    site: FileServer, tmp_path: Path, listed: Path, download: Tool
 ) -> None:
     out = tmp_path / "clips"
     arguments = [
@@ -222,9 +222,7 @@ def test_the_command_line_fetches_reports_and_goes_on(
         (["--cookies", "/nowhere/cookies.txt"], "cannot be read"),
     ],
 )
-def test_a_mistake_is_one_line(
-    listed: Path, tmp_path: Path, download: Download, arguments: list[str], words: str
-) -> None:
+def test_a_mistake_is_one_line(listed: Path, tmp_path: Path, download: Tool, arguments: list[str], words: str) -> None:
     code, _, error = download("audioset", str(listed), "--out", str(tmp_path / "out"), *arguments)
     assert code == 2
     assert words in error
@@ -233,7 +231,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_without_yt_dlp_the_way_to_install_it_is_told(
-    listed: Path, tmp_path: Path, download: Download, monkeypatch: pytest.MonkeyPatch
+    listed: Path, tmp_path: Path, download: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(youtube, "find_spec", lambda name: None)
     code, _, error = download("audioset", str(listed), "--out", str(tmp_path / "out"))
@@ -252,7 +250,7 @@ def test_rates() -> None:
 
 
 def test_a_published_list_is_fetched_by_its_name_and_videos_may_be_kept_whole(
-    site: FileServer, tmp_path: Path, download: Download, monkeypatch: pytest.MonkeyPatch, movie: bytes
+    site: FileServer, tmp_path: Path, download: Tool, monkeypatch: pytest.MonkeyPatch, movie: bytes
 ) -> None:
     rows = [f"{IDS[0]},1,people marching,test", f"{IDS[0]},2,waterfall,train", f"{IDS[1]},1,waterfall,train"]
     site.files["vggsound.csv"] = "\n".join(rows).encode()
@@ -269,7 +267,7 @@ def test_a_published_list_is_fetched_by_its_name_and_videos_may_be_kept_whole(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(
-    site: FileServer, tmp_path: Path, listed: Path, download: Download, number: signal.Signals
+    site: FileServer, tmp_path: Path, listed: Path, download: Tool, number: signal.Signals
 ) -> None:
     out, slow = tmp_path / "clips", f"{IDS[2]}.mp4"
     arguments = ["audioset", str(listed), "--out", str(out), "--url-template", site.address + "/{id}.mp4"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from mavil.recipe import change_recipe, load_recipe
 from mavil.structs import UserError
 from mavil.tasks.pretrain import Pretraining
 from tests.support.recipes import random_inputs, tiny_recipe
+from tests.tools.conftest import Tool
 from tools.scaling import estimates
 from tools.scaling import question as questions
 from tools.scaling.command import RECIPES, ROOT, build_question
@@ -32,9 +31,7 @@ from tools.scaling.report import assumptions_of, tables_of
 from tools.scaling.tables import put_into, short, span
 from tools.scaling.work import Work, count_gathered, work_of
 
-SCRIPT = ROOT / "tools" / "scale.py"
 DOCUMENT = ROOT / "docs" / "clusters.md"
-Scale = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
@@ -59,19 +56,8 @@ def question() -> Question:
 
 
 @pytest.fixture
-def scale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Scale:
-    """``scale("--gpus", "8")`` -> (exit code, standard output, standard error)."""
-    monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script changes the first entry
-    monkeypatch.setenv("COLUMNS", "250")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        answer = capsys.readouterr()
-        return int(caught.value.code or 0), answer.out, answer.err
-
-    return run
+def scale(tool: Callable[[str], Tool]) -> Tool:
+    return tool("scale")
 
 
 def test_the_document_has_the_tables_of_today(question: Question) -> None:
@@ -308,7 +294,7 @@ def test_numbers_are_short() -> None:
     assert span(1.001, 1.0) == "1.0"
 
 
-def test_on_the_command_line(scale: Scale, tmp_path: Path) -> None:
+def test_on_the_command_line(scale: Tool, tmp_path: Path) -> None:
     code, out, _ = scale("--gpus", "8", "--price", "2", "data.num_workers=15", "--networks", "10", "--markdown")
     assert code == 0
     assert "cost at 2 per GPU-hour" in out
@@ -330,7 +316,7 @@ def test_on_the_command_line(scale: Scale, tmp_path: Path) -> None:
         (["--recipe", "nowhere.yaml"], "no such recipe"),
     ],
 )
-def test_what_cannot_be_estimated_is_said_in_one_line(arguments: list[str], message: str, scale: Scale) -> None:
+def test_what_cannot_be_estimated_is_said_in_one_line(arguments: list[str], message: str, scale: Tool) -> None:
     code, _, err = scale(*arguments)
     assert code == 2
     assert message in err

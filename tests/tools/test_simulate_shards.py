@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +11,15 @@ import pytest
 from mavil.data.stream import position
 from mavil.data.stream.shard_set import open_shards
 from mavil.structs import UserError
+from tests.tools.conftest import Tool
 from tools.benchmarks.start_up import write_large_set
 from tools.scaling import simulation
 from tools.scaling.shard_plan import Playground, Readings, Team
 from tools.scaling.simulation import Findings, costs_table, simulate
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "tools" / "simulate_shards.py"
 SMALL = Team(ranks=8, workers=2, device_batch=3, shuffle_buffer=40)
 SMALLER = Team(ranks=6, workers=2, device_batch=4, shuffle_buffer=40)
-Simulate = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +36,8 @@ def playground(folder: Path) -> Playground:
 
 
 @pytest.fixture
-def simulate_shards(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Simulate:
-    """``simulate_shards("--ranks", "8")`` -> (exit code, standard output, standard error)."""
-    monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script changes the first entry
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        answer = capsys.readouterr()
-        return int(caught.value.code or 0), answer.out, answer.err
-
-    return run
+def simulate_shards(tool: Callable[[str], Tool]) -> Tool:
+    return tool("simulate_shards")
 
 
 def cells(rows: list[tuple[str, str]]) -> dict[str, str]:
@@ -149,7 +135,7 @@ def test_a_workers_costs_are_measured_in_its_own_process(folder: Path) -> None:
     assert float(rows["imports, MiB"].replace(",", "")) > 50
 
 
-def test_on_the_command_line(simulate_shards: Simulate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_command_line(simulate_shards: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--ranks", "4", "--workers", "2", "--shards", "8", "--clips-per-shard", "10", "--no-costs", "--markdown"]
     code, out, _ = simulate_shards(*small, "--epochs", "1")
     assert code == 0
@@ -170,9 +156,7 @@ def test_on_the_command_line(simulate_shards: Simulate, monkeypatch: pytest.Monk
         (["--ranks", "64", "--shards", "2"], "too few for 512 readers"),
     ],
 )
-def test_what_cannot_be_played_is_said_in_one_line(
-    arguments: list[str], message: str, simulate_shards: Simulate
-) -> None:
+def test_what_cannot_be_played_is_said_in_one_line(arguments: list[str], message: str, simulate_shards: Tool) -> None:
     code, _, err = simulate_shards(*arguments)
     assert code == 2
     assert message in err
@@ -198,7 +182,7 @@ def test_a_middling_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_document_has_the_figures_of_the_full_size(simulate_shards: Simulate) -> None:
+def test_the_document_has_the_figures_of_the_full_size(simulate_shards: Tool) -> None:
     """512 ranks x 8 workers x 10,000 shards: minutes. Times differ between machines and are not compared."""
     code, out, _ = simulate_shards("--markdown", "--no-costs")
     assert code == 0
