@@ -134,6 +134,31 @@ def test_a_complete_run_is_only_evaluated_again(tmp_path: Path) -> None:
     assert trainer.state == whole.state
 
 
+def test_a_complete_run_that_was_evaluated_has_nothing_left_to_do(tmp_path: Path) -> None:
+    train(tmp_path, evaluation=evaluation)
+    before = read_metrics(tmp_path)
+    with assembled(tmp_path, resume=True, evaluation=evaluation) as trainer:
+        metrics = trainer.fit()
+    assert isinstance(trainer.updater.task, FakeTask)
+    assert trainer.updater.task.evaluated_in_training_mode == []
+    assert {f"evaluation/{name}": value for name, value in metrics.items()} == before[-1]["metrics"]
+    assert read_metrics(tmp_path) == before
+
+
+def test_a_crash_before_the_best_is_marked_does_not_lose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SETTINGS | {"best": ("error", "lowest"), "keep": 1}
+    whole = train(tmp_path / "whole", **settings)
+    with assembled(tmp_path / "halves", **settings) as trainer:
+        monkeypatch.setattr(trainer.saver, "mark_best", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trainer.fit()
+    halves = train(tmp_path / "halves", resume=True, **settings)
+    assert halves.saver.best == whole.saver.best is not None
+    best = [json.loads((run.run / "checkpoints/best.json").read_text()) for run in (whole, halves)]
+    assert best[0] == best[1]
+    assert outcome(halves) == outcome(whole)
+
+
 def test_a_loader_that_ends_is_an_error(tmp_path: Path) -> None:
     with assembled(tmp_path) as trainer:
         trainer.batches = [next(iter(FakeBatches()))]
