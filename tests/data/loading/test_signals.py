@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import _utils
 
 from tests.data.loading.test_faults import fragile
@@ -171,3 +172,17 @@ def test_a_killed_program_leaves_no_process_behind(tmp_path: Path) -> None:
     program.kill()
     program.communicate(timeout=20)
     wait_for(lambda: not any(is_alive(pid) for pid in group), seconds=5)
+
+
+def die_before_the_first_batch(folder: Path) -> None:
+    """Killed when the workers have been started and were given nothing to do yet."""
+    running: Any = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    running._reset = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    next(iter(loader_of(folder, num_workers=2)))
+
+
+def test_a_program_killed_before_its_first_batch_leaves_no_process_behind(folder: Path, tmp_path: Path) -> None:
+    program = start("die_before_the_first_batch", folder, tmp_path)
+    # Not its output: a worker that is left would keep the pipes open.
+    assert program.wait(timeout=60) == -signal.SIGKILL
+    wait_for(lambda: not processes_of_group(program.pid), seconds=15)
