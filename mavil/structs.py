@@ -17,7 +17,6 @@ V     views (masked selections) of one clip
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -67,7 +66,7 @@ class Sample:
     """One decoded clip: both modalities from the same file, ``None`` where a modality was not asked for.
 
     ``waveform`` is ``[L]`` float32 in [-1, 1], mono, 16 kHz. ``frames`` is ``[T, C, H, Wd]`` uint8 RGB.
-    ``seed`` is :func:`sample_seed` of (run seed, epoch, key): every random choice about this sample derives from it.
+    ``seed`` is :func:`mavil.seeds.sample_seed` of (run seed, epoch, key): every random choice about this sample derives from it.
     """
 
     key: str
@@ -102,7 +101,8 @@ class Batch(_Movable):
     ``waveforms`` ``[B, L]`` float32, zero-padded at the end; ``waveform_lengths`` ``[B]`` true lengths in samples.
     ``frames`` ``[B, T, C, H, Wd]`` uint8, zero-padded right and below; ``frame_sizes`` ``[B, 2]`` true (H, Wd).
     ``seeds`` ``[B]`` int64, one per sample. ``targets`` ``[B, classes]`` float32 multi-hot, or ``None`` without a
-    vocabulary. ``position`` is what the loader needs to continue after this batch; opaque to everybody else.
+    vocabulary. ``audio_present``, ``video_present`` ``[B]`` bool: which clips have the modality, zeros stand for the others;
+    ``None`` where all have it. ``position`` is what the loader needs to continue after this batch; opaque to everybody else.
     """
 
     keys: list[str]
@@ -113,6 +113,8 @@ class Batch(_Movable):
     frame_sizes: Tensor | None = None
     targets: Tensor | None = None
     metadata: list[dict[str, str]] = field(default_factory=list)
+    audio_present: Tensor | None = None
+    video_present: Tensor | None = None
     position: dict[str, Any] | None = None
 
 
@@ -121,6 +123,7 @@ class Inputs(_Movable):
     """What a model is given: normalised, cropped, on the device.
 
     ``audio`` ``[B, 1, S, M]`` normalised log-mel spectrogram, time first; ``video`` ``[B, C, T, H, Wd]`` normalised RGB.
+    ``audio_present``, ``video_present`` as in :class:`Batch`.
     """
 
     keys: list[str]
@@ -129,6 +132,8 @@ class Inputs(_Movable):
     video: Tensor | None = None
     targets: Tensor | None = None
     metadata: list[dict[str, str]] = field(default_factory=list)
+    audio_present: Tensor | None = None
+    video_present: Tensor | None = None
 
     def of(self, modality: Modality) -> Tensor:
         """The tensor of one modality.
@@ -141,18 +146,24 @@ class Inputs(_Movable):
             raise ValueError(f"this batch holds no {modality}: build the loader with {modality!r} among its modalities")
         return value
 
+    def present(self, modality: Modality) -> Tensor | None:
+        """``[B]`` bool, which clips have the modality; ``None`` where all have it."""
+        return self.audio_present if modality == "audio" else self.video_present
+
 
 @dataclass(frozen=True)
 class TokenGrid:
     """How one modality is cut into patches.
 
     ``cells`` counts patches per axis: ``(s, m)`` for audio, ``(t, h, w)`` for video. ``patch`` is the size of one patch
-    per axis, in the same order. Tokens are numbered row-major, time first.
+    per axis, in the same order. Tokens are numbered row-major, time first. ``axes`` says which axis of the input each of them
+    is where that order is another one; ``None``: the input's own.
     """
 
     cells: tuple[int, ...]
     patch: tuple[int, ...]
     channels: int
+    axes: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, size: tuple[int, ...], patch: tuple[int, ...], channels: int) -> TokenGrid:
@@ -165,6 +176,23 @@ class TokenGrid:
             raise ValueError(f"an input of {size} cannot be cut into patches of {patch}: every axis must be a multiple")
         return cls(tuple(s // p for s, p in zip(size, patch, strict=True)), tuple(patch), channels)
 
+    def reordered(self, axes: tuple[int, ...]) -> TokenGrid:
+        """The same cut with the input's axes taken in another order: ``(1, 0)`` numbers audio tokens mel band by mel band."""
+        cells, patch = (tuple(values[axis] for axis in axes) for values in (self.cells, self.patch))
+        return TokenGrid(cells, patch, self.channels, axes)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of the input per axis, in the input's own order."""
+        sizes = [cells * patch for cells, patch in zip(self.cells, self.patch, strict=True)]
+        order = self.axes or tuple(range(len(sizes)))
+        return tuple(sizes[order.index(axis)] for axis in range(len(sizes)))
+
+    @property
+    def time_axis(self) -> int:
+        """Which axis of ``cells`` is time: the first, unless the grid is reordered."""
+        return 0 if self.axes is None else self.axes.index(0)
+
     @property
     def num_tokens(self) -> int:
         """N."""
@@ -176,8 +204,18 @@ class TokenGrid:
         return math.prod(self.patch) * self.channels
 
     def num_visible(self, mask_ratio: float) -> int:
-        """K at a mask ratio: ``int(N * (1 - ratio))``, the rounding of MAE and Audio-MAE [source], at least 1."""
-        return max(1, int(self.num_tokens * (1.0 - mask_ratio)))
+        """K at a mask ratio: ``int(N * (1 - ratio))``, the rounding of MAE and Audio-MAE [source].
+
+        Raises:
+            ValueError: nothing would be left visible.
+        """
+        num_visible = int(self.num_tokens * (1.0 - mask_ratio))
+        if num_visible == 0:
+            raise ValueError(
+                f"a mask ratio of {mask_ratio} of {self.num_tokens} tokens leaves no token visible: choose at most "
+                f"{math.floor(1000 * (1 - 1 / self.num_tokens)) / 1000}"
+            )
+        return num_visible
 
 
 @dataclass
@@ -196,6 +234,22 @@ class MaskedView:
     def is_masked(self) -> Tensor:
         """``[B, N]`` bool."""
         return self.restore_ids >= self.visible_ids.shape[1]
+
+
+@dataclass
+class MaskedViews:
+    """The views of one modality: those whose hidden tokens are predicted, and those whose pooled tokens are compared.
+
+    A view may stand in both lists; it is then the same object, and is encoded once.
+    """
+
+    predicted: list[MaskedView]
+    compared: list[MaskedView] = field(default_factory=list)
+
+    def distinct(self) -> list[MaskedView]:
+        """Each view once: the predicted ones first."""
+        others = [view for view in self.compared if not any(view is one for one in self.predicted)]
+        return [*self.predicted, *others]
 
 
 @dataclass
@@ -223,25 +277,6 @@ class TrainState:
     step: int = 0
     samples_seen: int = 0
     position: dict[str, Any] | None = None
-
-
-def sample_seed(*parts: object) -> int:
-    """A 63-bit seed that depends only on ``parts`` (e.g. run seed, epoch, clip key), on any machine and in any process."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def uniform_draws(seeds: Tensor, purpose: str, count: int) -> Tensor:
-    """``[B, count]`` float32 uniform numbers in [0, 1), one independent stream per (sample seed, purpose).
-
-    Drawn on the CPU whatever device the seeds are on, so that CPU and GPU runs, and any split of the clips over workers and
-    ranks, see the same masks and crops.
-    """
-    rows = []
-    for seed in seeds.tolist():
-        generator = torch.Generator().manual_seed(sample_seed(seed, purpose))
-        rows.append(torch.rand(count, generator=generator))
-    return torch.stack(rows)
 
 
 class UserError(ValueError):

@@ -12,6 +12,7 @@ from mavil.recipe import change_recipe, dump_recipe, load_recipe, setting_paths
 from mavil.structs import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if path.parent.name != "ablations"]  # of recipes, not recipes
 
 
 def write(folder: Path, text: str, name: str = "small.yaml") -> Path:

@@ -51,6 +51,13 @@ class Data(Settings):
     )
     sampling: Sampling | None = Field(None, description="weighted draws in training; none: every clip once per epoch")
     remote: Remote = Remote()
+    missing_modality: Literal["skip", "keep"] = Field(
+        "skip",
+        description="clips without sound or without picture: cannot be used, or train the branches and terms they can",
+    )
+    evaluation_windows: int = Field(
+        1, gt=0, description="windows spread evenly over a longer clip whose predictions are averaged in evaluation"
+    )
     unusable: Literal["skip", "stop"] = Field(
         "skip", description="what to do with a clip that cannot be used: count and leave out, or end the run"
     )

@@ -16,12 +16,53 @@ class Tower(Settings):
     width: int = Field(768, gt=0, description="channels per token [paper: ViT-B]")
     depth: int = Field(12, gt=0, description="blocks [paper: ViT-B]")
     num_heads: int = Field(12, gt=0, description="attention heads [paper: ViT-B]")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden channels of a block's MLP per channel [paper: ViT-B]")
+    layer_norm_eps: float = Field(1e-6, gt=0, description="epsilon of every LayerNorm [source MAE; 1e-5 in CAV-MAE]")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Tower:
         if self.width % self.num_heads or self.width % 16:
             raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads} and of 16")
         return self
+
+
+class DecoderTower(Tower):
+    """A decoder's stack: global attention, or attention in windows of the token grid as in Audio-MAE's released code."""
+
+    attention: Literal["global", "windowed"] = Field(
+        "global",
+        description="all tokens, or shifted windows with post-norm blocks and cosine attention [recalled: global; "
+        "source Audio-MAE: windowed, 16 blocks]",
+    )
+    window: tuple[int, ...] | None = Field(
+        None,
+        description="cells of a window per axis of the token grid; none: (4, 4) for sound [source Audio-MAE], (2, 7, 7) for "
+        "video [our choice]; odd blocks are shifted by half a window along time",
+    )
+
+    @model_validator(mode="after")
+    def _window_needs_windows(self) -> DecoderTower:
+        if self.window is not None and self.attention == "global":
+            raise ValueError(f"window {list(self.window)} belongs to attention windowed, but attention is global")
+        return self
+
+
+class Branch(Settings):
+    """What both sides have: masking, tokens, encoder and decoder."""
+
+    mask_ratio: float = Field(0.8, gt=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
+    cls_token: bool = Field(
+        True, description="a CLS token in front of the patches [source AV-SUPERB copy; none in CAV-MAE]"
+    )
+    modality_embedding: bool = Field(
+        False,
+        description="a learned vector of the modality added to every token [source CAV-MAE; none in AV-SUPERB copy]",
+    )
+    trained_positions: bool = Field(
+        False, description="the position table is trained too, from its fixed values [source CAV-MAE's fine-tuning]"
+    )
+    encoder: Tower = Tower()
+    decoder: DecoderTower = DecoderTower(width=512, depth=8, num_heads=16)
 
 
 class AudioAugment(Settings):
@@ -31,7 +72,7 @@ class AudioAugment(Settings):
     gain: bool = Field(True, description="times Beta(10, 10) + 0.5 [source Audio-MAE]")
 
 
-class AudioBranch(Settings):
+class AudioBranch(Branch):
     """The audio side: waveform to spectrogram to tokens, encoder and decoder."""
 
     seconds: float = Field(10.0, gt=0, description="length of waveform taken from a clip, s [paper]")
@@ -49,10 +90,12 @@ class AudioBranch(Settings):
         description="log-mel deviation, found likewise; values become (x - mean) / (2 std) [source Audio-MAE]",
     )
     patch: tuple[int, int] = Field((16, 16), description="patch: steps, mel bins [paper]")
-    mask_ratio: float = Field(0.8, gt=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
+    token_order: Literal["time_first", "mel_first"] = Field(
+        "time_first",
+        description="number tokens along mel bins within a time step [source AV-SUPERB copy], or along time within a band, "
+        "with patches, kernels and targets transposed likewise [source CAV-MAE, MSM-MAE]",
+    )
     augment: AudioAugment = AudioAugment()
-    encoder: Tower = Tower()
-    decoder: Tower = Tower(width=512, depth=8, num_heads=16)
 
     @model_validator(mode="after")
     def _mean_goes_with_std(self) -> AudioBranch:
@@ -63,7 +106,8 @@ class AudioBranch(Settings):
 
     def grid(self) -> TokenGrid:
         """Tokens of the whole spectrogram."""
-        return TokenGrid.of((self.num_steps, self.num_mel_bins), self.patch, channels=1)
+        grid = TokenGrid.of((self.num_steps, self.num_mel_bins), self.patch, channels=1)
+        return grid if self.token_order == "time_first" else grid.reordered((1, 0))
 
 
 class VideoAugment(Settings):
@@ -75,7 +119,7 @@ class VideoAugment(Settings):
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right mirror [recalled]")
 
 
-class VideoBranch(Settings):
+class VideoBranch(Branch):
     """The video side: frames to tubelet tokens, encoder and decoder."""
 
     num_frames: int = Field(8, gt=0, description="frames given to the model [source AV-SUPERB copy]")
@@ -95,10 +139,7 @@ class VideoBranch(Settings):
         "sincos_3d",
         description="separable 3-D table, or the image MAE's 2-D table repeated over time [source, both exist]",
     )
-    mask_ratio: float = Field(0.8, gt=0, lt=1, description="share of tokens hidden in pre-training [recalled]")
     augment: VideoAugment = VideoAugment()
-    encoder: Tower = Tower()
-    decoder: Tower = Tower(width=512, depth=8, num_heads=16)
 
     @property
     def seconds(self) -> float:
@@ -115,6 +156,14 @@ class JointFusion(Settings):
 
     kind: Literal["joint"] = "joint"
     depth: int = Field(2, gt=0, description="blocks [paper]")
+    input_norm: bool = Field(
+        False, description="a LayerNorm per modality between encoder and fusion [unknown; none in AV-SUPERB copy]"
+    )
+    alone_norms: bool = Field(
+        False,
+        description="a modality that passes the fusion by itself has norms of its own there; the rest of each block is shared "
+        "[source CAV-MAE]",
+    )
 
 
 class BottleneckFusion(Settings):
@@ -123,3 +172,6 @@ class BottleneckFusion(Settings):
     kind: Literal["bottleneck"] = "bottleneck"
     depth: int = Field(2, gt=0, description="blocks [paper]")
     num_tokens: int = Field(4, gt=0, description="bottleneck tokens [recalled, weak: as in MBT]")
+    input_norm: bool = Field(
+        False, description="a LayerNorm per modality between encoder and fusion [unknown; none in AV-SUPERB copy]"
+    )

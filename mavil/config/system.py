@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from mavil.config.base import Settings
 from mavil.config.data import Data
+from mavil.config.exclusions import check_classification, check_pretraining, check_training
 from mavil.config.model import AudioBranch, BottleneckFusion, JointFusion, VideoBranch
 from mavil.config.task import ClassifyTask, PretrainTask
 from mavil.config.training import Optimizer, Schedule, Trainer
@@ -22,6 +23,9 @@ class Recipe(Settings):
     audio: AudioBranch | None = AudioBranch()
     video: VideoBranch | None = VideoBranch()
     fusion: Annotated[JointFusion | BottleneckFusion, Field(discriminator="kind")] | None = JointFusion()
+    joint_decoder: bool = Field(
+        False, description="one decoder over the tokens of both modalities, as large as audio.decoder [source CAV-MAE]"
+    )
     task: Annotated[PretrainTask | ClassifyTask, Field(discriminator="kind")] = PretrainTask()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
@@ -63,19 +67,10 @@ class Recipe(Settings):
                 f"fusion needs encoders of one width, but audio has {self.audio.encoder.width} "
                 f"and video {self.video.encoder.width}"
             )
+        check_training(self.trainer, self.task)
         if isinstance(self.task, PretrainTask):
-            self._check_pretraining(self.task, len(present))
+            branches = {m: branch for m in MODALITIES if (branch := self.branch(m)) is not None}
+            check_pretraining(self.task, branches, self.fusion, self.joint_decoder)
+        else:
+            check_classification(self.task, self.fusion)
         return self
-
-    def _check_pretraining(self, task: PretrainTask, num_modalities: int) -> None:
-        contrast = task.contrast
-        if contrast and contrast.inter_weight > 0 and num_modalities < 2:
-            raise ValueError("task.contrast.inter_weight compares audio with video: set it to 0 or set both modalities")
-        if contrast and self.trainer.accumulation > 1 and self.trainer.accumulation_negatives == "refuse":
-            raise ValueError(
-                f"trainer.accumulation {self.trainer.accumulation} would give each contrastive loss only the candidates of one "
-                "micro-step: set trainer.accumulation_negatives=cached to have those of the whole step, for a second forward "
-                "pass, or =fewer if that is meant"
-            )
-        if task.teacher and self.fusion is None and num_modalities == 2:
-            raise ValueError("task.teacher needs a fusion when both modalities are set: its targets are fused tokens")

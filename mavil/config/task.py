@@ -18,10 +18,22 @@ class Reconstruction(Settings):
     normalise_patches: bool = Field(
         True, description="raw targets get zero mean and unit variance per patch [source Audio-MAE]"
     )
+    tokens: Literal["masked", "all"] = Field(
+        "masked",
+        description="tokens whose prediction counts, of patches and of a teacher's targets alike [source Audio-MAE; stage 2: "
+        "recalled, weak]",
+    )
+
+
+class Projection(Settings):
+    """A small network between what is pooled and what is compared: Linear, GELU, Linear."""
+
+    hidden_width: int = Field(2048, gt=0, description="channels between the two layers [our choice]")
+    width: int = Field(256, gt=0, description="channels that are compared [our choice]")
 
 
 class Contrast(Settings):
-    """Masked contrast on pooled encoder outputs; zero weight switches a term off."""
+    """Masked contrast on pooled tokens; zero weight switches a term off."""
 
     inter_weight: float = Field(0.1, ge=0, description="alpha, audio against video of the same clip [recalled]")
     intra_weight: float = Field(0.01, ge=0, description="beta, two masked views of one modality [recalled]")
@@ -30,15 +42,55 @@ class Contrast(Settings):
     negatives: Literal["global", "local"] = Field(
         "global", description="candidates from all ranks, with gradient, or from the own rank [unknown; our choice]"
     )
+    directions: Literal["both", "audio_for_video"] = Field(
+        "both",
+        description="inter-modal: mean of both directions [recalled], or only the sound for a video [source CAV-MAE]",
+    )
+    pooled_from: Literal["encoder", "fusion", "fusion_alone"] = Field(
+        "encoder",
+        description="tokens that are pooled: of the encoders [recalled], of the fusion of both (each then has seen the other), "
+        "or of the fusion passed by one modality at a time [source CAV-MAE]",
+    )
+    pooling: Literal["mean", "cls"] = Field(
+        "mean", description="mean of patch tokens without CLS [recalled; source AV-SUPERB copy], or the CLS token"
+    )
+    projection: Projection | None = Field(None, description="network before the comparison; none [recalled, weak]")
+    audio_mask_ratio: float | None = Field(
+        None, gt=0, lt=1, description="of views for the contrast alone; none: it compares what is predicted [TG-DP]"
+    )
+    video_mask_ratio: float | None = Field(None, gt=0, lt=1, description="likewise; set both or none [TG-DP: 0.5]")
 
 
 class Teacher(Settings):
     """The frozen model of the previous stage that sees the unmasked pair (stage 2 and later)."""
 
-    run: str = Field(description="run folder of the previous stage")
-    last_layers: int = Field(1, gt=0, description="average the outputs of this many last fusion blocks [unknown; 1]")
+    run: str = Field(description="run folder of the previous stage, or of any earlier one")
+    context: Literal["joint", "separate"] = Field(
+        "joint", description="fused tokens of both modalities [paper], or those of each encoder by itself"
+    )
+    last_layers: int = Field(1, gt=0, description="average the outputs of this many last blocks [unknown; 1]")
     normalise: Literal["layer_norm", "none"] = Field(
         "layer_norm", description="targets through a LayerNorm without parameters, or as they are [unknown; our choice]"
+    )
+
+
+class Start(Settings):
+    """Weights of other projects to start from; their layout is recognised by the names of their tensors."""
+
+    audio: str | None = Field(None, description="checkpoint file for the audio branch: Audio-MAE or image MAE")
+    video: str | None = Field(None, description="checkpoint file for the video branch: image MAE, MAE-ST or VideoMAE")
+    model: str | None = Field(
+        None, description="checkpoint file for everything: MAViL, CAV-MAE, or an image MAE by CAV-MAE's rule"
+    )
+    kernel_inflation: Literal["copy", "halve"] = Field(
+        "copy",
+        description="an image kernel for several frames: the same for each [source AV-SUPERB copy], or divided by their number",
+    )
+    decoders: bool = Field(True, description="also decoders, where the file has them [source AV-SUPERB copy]")
+    fusion: Literal["last_block", "random"] = Field(
+        "last_block",
+        description="every fusion block a copy of the last encoder block of the video start, else of the audio start "
+        "[source AV-SUPERB copy]",
     )
 
 
@@ -49,9 +101,22 @@ class PretrainTask(Settings):
     reconstruction: Reconstruction = Reconstruction()
     contrast: Contrast | None = Contrast()
     teacher: Teacher | None = None
+    masked_views: int = Field(
+        1,
+        gt=0,
+        description="masked views of a clip that are predicted; the teacher sees the clip once for all of them [1: recalled; "
+        "more: data2vec 2.0, EAT]. With 2 the second view of the contrast is predicted too",
+    )
+    modality_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a training clip is treated as having only one modality [AV-HuBERT]",
+    )
     weights: str | None = Field(
         None, description="run folder to start from; none: random start [recalled: stage 2 starts anew]"
     )
+    start: Start = Start()
 
 
 class ClassifyTask(Settings):
@@ -62,6 +127,27 @@ class ClassifyTask(Settings):
         MODALITIES, min_length=1, description="what the classifier sees"
     )
     weights: str | None = Field(None, description="pre-training run folder to start from; none: random start")
+    start: Start = Start()
+    heads: Literal["joint", "separate"] = Field(
+        "joint",
+        description="one head on both modalities, or one per modality in one model without fusion [source AV-SUPERB copy]",
+    )
+    pooling: Literal["concatenate", "mean"] = Field(
+        "concatenate",
+        description="means of both modalities side by side [source AV-SUPERB copy], or the mean over all normalised tokens of "
+        "the fusion [source CAV-MAE]",
+    )
+    alone: Literal["own", "average"] = Field(
+        "own",
+        description="what stands for a clip with one modality where the fusion has alone_norms: what passed with its own norms, "
+        "or the average of that and of what passed with the joint ones [source CAV-MAE, fine-tuned on both: average]",
+    )
+    modality_dropout: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a training clip is treated as having only one modality [AV-HuBERT]",
+    )
     frozen: bool = Field(False, description="train only the head on frozen features (linear probe)")
     loss: Literal["cross_entropy", "binary_cross_entropy"] = Field(
         "cross_entropy", description="one label per clip, or several (AudioSet) [source Audio-MAE: BCE on AudioSet]"

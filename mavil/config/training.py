@@ -76,6 +76,13 @@ class Trainer(Settings):
         lt=1,
         description="moving average of the weights, which is then evaluated and exported; none: without",
     )
+    term_gradients_every: Length | None = Field(
+        None,
+        description="between measurements of each loss term's own gradient norm, a backward pass per term; none: never",
+    )
+    on_collapse: Literal["warn", "stop"] = Field(
+        "warn", description="when embeddings or targets collapse: say so, or also save and end the run"
+    )
     log_every: int = Field(20, gt=0, description="steps between metric lines")
     loggers: tuple[Literal["wandb", "trackio"], ...] = Field(
         (), description="where metrics also go, beside console, JSONL and TensorBoard; must be installed"

@@ -6,12 +6,52 @@ gradient. A batch is the own clips of one rank; logged values are means over ran
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mavil.structs import Modality
+from mavil.tasks.base import Limit
+
 UNIFORMITY_SHARPNESS = 2.0
 """The factor ``t`` of the Gaussian potential [Wang & Isola 2020, section 4: 2]."""
+
+EMBEDDING_STD_LEAST = 0.02
+"""Embeddings with a smaller :func:`embedding_std` are all but one point [our choice]. Cosines of different clips then lie within
+about 0.02^2 of 1; divided by a temperature of 0.1 their logits differ by 0.004, so that a softmax over any number of candidates
+is uniform. Random weights of ViT-B give 0.1 and more, trained embeddings near 1."""
+TARGET_STD_LEAST = 0.05
+"""Of targets that passed a LayerNorm, whose mean square is 1: with a smaller deviation less than 0.3 % of it tells tokens apart
+[our choice]. Random weights give 0.2 and more."""
+
+
+def collapse_limits(modalities: Iterable[Modality], compares: bool, has_normalised_targets: bool) -> dict[str, Limit]:
+    """Limits of what is logged of each modality, by the name it is logged under.
+
+    Args:
+        modalities: of the model.
+        compares: pooled tokens are compared, so that a force keeps them apart; the pooled tokens of a model that only
+            reconstructs may be as alike as they please.
+        has_normalised_targets: they come from a teacher and passed a LayerNorm. Raw patches, and targets of unknown scale,
+            have no limit.
+    """
+    limits: dict[str, Limit] = {}
+    for modality in modalities:
+        if compares:
+            limits[f"train/{modality}_embedding_std"] = Limit(
+                EMBEDDING_STD_LEAST,
+                f"the {modality} embeddings of all clips are nearly the same",
+                "lower optimizer.base_lr, lengthen schedule.warmup, or give task.contrast more weight or candidates",
+            )
+        if has_normalised_targets:
+            limits[f"train/{modality}_target_std"] = Limit(
+                TARGET_STD_LEAST,
+                f"the teacher gives nearly the same {modality} target for every token",
+                "take another task.teacher.run or task.teacher.last_layers",
+            )
+    return limits
 
 
 @torch.no_grad()
@@ -61,6 +101,18 @@ def target_statistics(targets: Tensor) -> tuple[Tensor, Tensor]:
     # torch.std over the first axis takes ten times as long on the CPU, several percent of a small step.
     deviation = ((tokens - mean).square_().sum(dim=0) / max(1, len(tokens) - 1)).sqrt()
     return mean.mean(), deviation.mean()
+
+
+@torch.no_grad()
+def agreement(predictions: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Mean cosine between predictions and targets over the counted tokens: 1 the same direction, 0 nothing in common.
+
+    ``predictions`` ``[B, N, values]`` or ``[V, B, N, values]``, ``targets`` ``[B, N, values]``, ``counted`` bool like the
+    predictions without values. 0 where nothing is counted. Read it beside the targets' deviation: where every target is the
+    same, agreement is easy and worth nothing.
+    """
+    cosines = F.cosine_similarity(_precise(predictions), _precise(targets).expand(predictions.shape), dim=-1)
+    return (cosines * counted).sum() / counted.sum().clamp(min=1)
 
 
 def _precise(values: Tensor) -> Tensor:

@@ -1,17 +1,32 @@
-"""One modality's decoder: visible tokens in, a prediction for every token out."""
+"""From visible tokens to a prediction for every token: one decoder per modality, or one for both."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from mavil.models.layers import build_blocks, initialise, layer_norm
-from mavil.models.tokens import position_table, select
-from mavil.structs import MaskedView, TokenGrid
+from mavil.models.fusion import Presence
+from mavil.models.layers import Stack, initialise, key_mask
+from mavil.models.tokens import add_positions, select
+from mavil.models.windowed import build_windowed_blocks
+from mavil.structs import MODALITIES, MaskedView, Modality, TokenGrid
 
 
 class Decoder(nn.Module):
-    """MAE's decoder with global attention [paper: 8 x 512 x 16 heads; source MAE: mask token, order, CLS kept inside]."""
+    """MAE's decoder [paper: 8 x 512 x 16 heads; source MAE: mask token, order, CLS kept inside].
+
+    Args:
+        grid: of the tokens to predict.
+        encoder_width: channels of the tokens that come in.
+        stack: its blocks.
+        positions: kind of the position table.
+        out_values: predicted per token.
+        has_cls: whether a CLS token comes first.
+        window: cells of an attention window per axis of the grid; CLS is then left out before the first block, and blocks are
+            those of Audio-MAE's released decoder. ``None``: attention over all tokens.
+    """
 
     pos_embed: Tensor
 
@@ -19,30 +34,98 @@ class Decoder(nn.Module):
         self,
         grid: TokenGrid,
         encoder_width: int,
-        width: int,
-        depth: int,
-        num_heads: int,
+        stack: Stack,
         positions: str,
         out_values: int,
+        has_cls: bool = True,
+        window: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.embed = nn.Linear(encoder_width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", position_table(grid, width, positions))
-        self.blocks = build_blocks(width, depth, num_heads)
-        self.norm = layer_norm(width)
-        self.pred = nn.Linear(width, out_values)
+        self.num_prefix = int(has_cls)
+        self.is_windowed = window is not None
+        self.embed = nn.Linear(encoder_width, stack.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, stack.width))
+        add_positions(self, "pos_embed", grid, stack.width, positions, self.num_prefix)
+        self.blocks = stack.blocks() if window is None else build_windowed_blocks(stack, grid, window)
+        self.norm = stack.norm()
+        self.pred = nn.Linear(stack.width, out_values)
         for linear in (self.embed, self.pred):
             initialise(linear)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, view: MaskedView) -> Tensor:
-        """Predict ``[B, N, out_values]`` in token order from normalised visible tokens ``[B, 1 + K, D]``, CLS first."""
-        tokens = self.embed(tokens)
-        # The mask token takes the visible tokens' type: under autocast the linear layer may have left float32.
-        hidden = self.mask_token.to(tokens.dtype).expand(*view.masked_ids.shape, -1)
-        patches = select(torch.cat([tokens[:, 1:], hidden], dim=1), view.restore_ids)
-        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.pos_embed
+        """Predict ``[B, N, out_values]`` in token order from normalised visible tokens ``[B, c + K, D]``, CLS first."""
+        tokens = filled(self.embed(tokens), self.mask_token, view, self.num_prefix) + self.pos_embed
+        if self.is_windowed:
+            tokens = tokens[:, self.num_prefix :]
         for block in self.blocks:
             tokens = block(tokens)
-        return self.pred(self.norm(tokens[:, 1:]))
+        tokens = tokens if self.is_windowed else tokens[:, self.num_prefix :]
+        return self.pred(self.norm(tokens))
+
+
+class JointDecoder(nn.Module):
+    """One decoder over the complete tokens of both modalities, with one mask token and no CLS [source CAV-MAE].
+
+    Args:
+        grids: of each modality.
+        encoder_width: channels of the tokens that come in.
+        stack: its blocks.
+        positions: kind of each position table.
+        out_values: predicted per token of each modality.
+        num_prefix: CLS tokens in front of what comes in; they are left out.
+    """
+
+    def __init__(
+        self,
+        grids: Mapping[Modality, TokenGrid],
+        encoder_width: int,
+        stack: Stack,
+        positions: Mapping[Modality, str],
+        out_values: Mapping[Modality, int],
+        num_prefix: Mapping[Modality, int],
+    ) -> None:
+        super().__init__()
+        self.num_prefix = dict(num_prefix)
+        self.embed = nn.Linear(encoder_width, stack.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, stack.width))
+        self.audio_modality_embed = nn.Parameter(torch.zeros(1, 1, stack.width))
+        self.video_modality_embed = nn.Parameter(torch.zeros(1, 1, stack.width))
+        for modality, grid in grids.items():
+            add_positions(self, f"{modality}_pos_embed", grid, stack.width, positions[modality], num_prefix=0)
+        self.blocks = stack.blocks()
+        self.norm = stack.norm()
+        self.preds = nn.ModuleDict({m: nn.Linear(stack.width, values) for m, values in out_values.items()})
+        for linear in (self.embed, *self.preds.values()):
+            initialise(linear)
+        for vector in (self.mask_token, self.audio_modality_embed, self.video_modality_embed):
+            nn.init.normal_(vector, std=0.02)
+
+    def forward(
+        self, tokens: Mapping[Modality, Tensor], views: Mapping[Modality, MaskedView], present: Presence | None = None
+    ) -> dict[Modality, Tensor]:
+        """Predict ``[B, N, values]`` of each modality from normalised visible tokens ``[B, c + K, D]`` of both."""
+        complete: dict[Modality, Tensor] = {}
+        for modality in MODALITIES:
+            visible = self.embed(tokens[modality][:, self.num_prefix[modality] :])
+            values = filled(visible, self.mask_token, views[modality], num_prefix=0)
+            positions = getattr(self, f"{modality}_pos_embed") + getattr(self, f"{modality}_modality_embed")
+            complete[modality] = values + positions
+        joint = torch.cat(list(complete.values()), dim=1)
+        flags = [present.get(m) if present else None for m in MODALITIES]
+        mask = None
+        if any(flag is not None for flag in flags):
+            masks = [key_mask(flag, complete[m].shape[1], joint) for m, flag in zip(MODALITIES, flags, strict=True)]
+            mask = torch.cat(masks, dim=-1)
+        for block in self.blocks:
+            joint = block(joint) if mask is None else block(joint, attn_mask=mask)
+        parts = self.norm(joint).split([values.shape[1] for values in complete.values()], dim=1)
+        return {m: self.preds[m](values) for m, values in zip(complete, parts, strict=True)}
+
+
+def filled(tokens: Tensor, mask_token: Tensor, view: MaskedView, num_prefix: int) -> Tensor:
+    """Visible tokens ``[B, c + K, E]`` and mask tokens for the rest, in token order behind the prefix: ``[B, c + N, E]``."""
+    # The mask token takes the visible tokens' type: under autocast the linear layer may have left float32.
+    hidden = mask_token.to(tokens.dtype).expand(*view.masked_ids.shape, -1)
+    patches = select(torch.cat([tokens[:, num_prefix:], hidden], dim=1), view.restore_ids)
+    return torch.cat([tokens[:, :num_prefix], patches], dim=1) if num_prefix else patches

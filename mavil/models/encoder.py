@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from mavil.models.layers import build_blocks, layer_norm
-from mavil.models.tokens import PatchEmbed, position_table, select
+from mavil.models.layers import Stack
+from mavil.models.tokens import PatchEmbed, add_positions, select
 from mavil.structs import TokenGrid
 
 
@@ -15,38 +17,73 @@ class Encoder(nn.Module):
 
     ``forward`` returns raw block outputs, because fusion takes those (the only public MAViL code has no norm in between);
     ``norm`` belongs to the paths that leave the encoder for good: pooling and decoding without fusion.
+
+    Args:
+        grid: how the input is cut.
+        stack: its blocks.
+        positions: kind of the position table, see :func:`mavil.models.tokens.position_table`.
+        cls_token: without it no token stands in front and ``num_prefix`` is 0 [source CAV-MAE, MAE-AST].
+        modality_embedding: a learned vector is added to every patch token [source CAV-MAE].
+        trained_positions: the table is a parameter.
     """
 
     pos_embed: Tensor
 
     def __init__(
-        self, grid: TokenGrid, width: int, depth: int, num_heads: int, positions: str, drop_path: float = 0.0
+        self,
+        grid: TokenGrid,
+        stack: Stack,
+        positions: str,
+        cls_token: bool = True,
+        modality_embedding: bool = False,
+        trained_positions: bool = False,
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.width = width
-        self.patch_embed = PatchEmbed(grid, width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", position_table(grid, width, positions))
-        self.blocks = build_blocks(width, depth, num_heads, drop_path)
-        self.norm = layer_norm(width)
-        nn.init.normal_(self.cls_token, std=0.02)
+        self.stack = stack
+        self.num_prefix = int(cls_token)
+        self.patch_embed = PatchEmbed(grid, stack.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, stack.width)) if cls_token else None
+        self.modality_embed = nn.Parameter(torch.zeros(1, 1, stack.width)) if modality_embedding else None
+        add_positions(self, "pos_embed", grid, stack.width, positions, self.num_prefix, trained_positions)
+        self.blocks = stack.blocks()
+        self.norm = stack.norm()
+        for vector in (self.cls_token, self.modality_embed):
+            if vector is not None:
+                nn.init.normal_(vector, std=0.02)
+
+    @property
+    def width(self) -> int:
+        """Channels per token."""
+        return self.stack.width
 
     def forward(self, patches: Tensor, visible_ids: Tensor | None = None) -> Tensor:
-        """Encode ``[B, K, P]`` patches whose token numbers are ``visible_ids`` ``[B, K]``: ``[B, 1 + K, D]``, CLS first.
+        """Encode ``[B, K, P]`` patches whose token numbers are ``visible_ids`` ``[B, K]``: ``[B, c + K, D]``, CLS first.
 
-        Without ids the patches are all of them, in order.
+        ``c`` is ``num_prefix``. Without ids the patches are all of them, in order.
         """
-        positions = self.pos_embed[:, 1:]
-        if visible_ids is not None:
-            positions = select(positions, visible_ids)
-        tokens = self.patch_embed(patches) + positions
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
-        tokens = torch.cat([cls_token, tokens], dim=1)
+        tokens = self.embed(patches, visible_ids)
         for block in self.blocks:
             tokens = block(tokens)
         return tokens
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """``[B, 1 + K, D]`` from :meth:`forward` to ``[B, D]``: mean of the normalised patch tokens, CLS left out [recalled]."""
-        return self.norm(tokens[:, 1:]).mean(dim=1)
+    def layers(self, patches: Tensor) -> Iterator[Tensor]:
+        """What enters the first block, then what leaves each one, of a complete input: ``[B, c + N, D]`` each."""
+        tokens = self.embed(patches)
+        yield tokens
+        for block in self.blocks:
+            tokens = block(tokens)
+            yield tokens
+
+    def embed(self, patches: Tensor, visible_ids: Tensor | None = None) -> Tensor:
+        """What enters the first block, as :meth:`forward`."""
+        positions = self.pos_embed[:, self.num_prefix :]
+        if visible_ids is not None:
+            positions = select(positions, visible_ids)
+        tokens = self.patch_embed(patches) + positions
+        if self.modality_embed is not None:
+            tokens = tokens + self.modality_embed
+        if self.cls_token is None:
+            return tokens
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        return torch.cat([cls_token, tokens], dim=1)

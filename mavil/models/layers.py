@@ -2,27 +2,92 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
+import torch
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
+
+from mavil.structs import MODALITIES, Modality
 
 LAYER_NORM_EPS = 1e-6
-"""Of every LayerNorm here [source MAE, Audio-MAE, MAViL copy]."""
-
-layer_norm = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
-"""Makes a LayerNorm of a given width with the family's epsilon."""
+"""Of every LayerNorm where nothing else is said [source MAE, Audio-MAE, MAViL copy]."""
 
 
-def build_blocks(width: int, depth: int, num_heads: int, drop_path: float = 0.0) -> nn.ModuleList:
-    """Pre-norm blocks with QKV bias, exact GELU, MLP ratio 4 and fused attention; drop-path grows linearly from 0."""
-    rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-    blocks = nn.ModuleList(
-        Block(width, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=layer_norm, drop_path=rate)  # type: ignore[arg-type]
-        for rate in rates
-    )
-    blocks.apply(initialise)
-    return blocks
+@dataclass(frozen=True)
+class Stack:
+    """A row of pre-norm blocks with QKV bias, exact GELU and fused attention, and the norm that goes with it.
+
+    Attributes:
+        width: channels per token.
+        depth: blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden channels of the MLP per channel.
+        layer_norm_eps: of every LayerNorm.
+        drop_path: stochastic depth of the last block; it grows linearly from 0.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = LAYER_NORM_EPS
+    drop_path: float = 0.0
+
+    def blocks(self, alone_norms: bool = False) -> nn.ModuleList:
+        """The blocks, initialised; with ``alone_norms`` they are :class:`SharedBlock`."""
+        rates = [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
+        kind = SharedBlock if alone_norms else Block
+        blocks = nn.ModuleList(
+            kind(self.width, self.num_heads, self.mlp_ratio, True, norm_layer=self._norm_layer, drop_path=rate)  # type: ignore[arg-type]
+            for rate in rates
+        )
+        blocks.apply(initialise)
+        return blocks
+
+    def norm(self) -> nn.LayerNorm:
+        """A LayerNorm of this width."""
+        return self._norm_layer(self.width)
+
+    @property
+    def _norm_layer(self) -> partial[nn.LayerNorm]:
+        return partial(nn.LayerNorm, eps=self.layer_norm_eps)
+
+
+class SharedBlock(Block):
+    """A block for the joint sequence and for each modality by itself, with norms of its own for each use [source CAV-MAE]."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        norm_layer: partial[nn.LayerNorm],
+        drop_path: float,
+    ) -> None:
+        super().__init__(width, num_heads, mlp_ratio, qkv_bias, norm_layer=norm_layer, drop_path=drop_path)  # type: ignore[arg-type]
+        self.alone_norms = nn.ModuleDict(
+            {m: nn.ModuleDict({"norm1": norm_layer(width), "norm2": norm_layer(width)}) for m in MODALITIES}
+        )
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, alone: Modality | None = None) -> Tensor:  # type: ignore[override]
+        """``[B, K, D]`` to the same; ``alone`` names the modality whose norms are used, none is the joint sequence."""
+        norm1, norm2 = self.norm1, self.norm2
+        if alone is not None:
+            norms = cast(nn.ModuleDict, self.alone_norms[alone])
+            norm1, norm2 = norms["norm1"], norms["norm2"]
+        x = x + self.drop_path1(self.attn(norm1(x), attn_mask=attn_mask))
+        return cast(Tensor, x + self.drop_path2(self.mlp(norm2(x))))
+
+
+def key_mask(present: Tensor | None, num_tokens: int, like: Tensor) -> Tensor:
+    """``[B, 1, 1, num_tokens]`` bool for attention: which keys may be seen; ``present`` ``[B]``, none is all."""
+    if present is None:
+        present = torch.ones(len(like), dtype=torch.bool, device=like.device)
+    return present[:, None, None, None].expand(-1, 1, 1, num_tokens)
 
 
 def initialise(module: nn.Module) -> None:

@@ -13,15 +13,17 @@ def patchify(values: Tensor, grid: TokenGrid) -> Tensor:
     """Cut ``[B, C, *size]`` into ``[B, N, P]``.
 
     Tokens are row-major, time first; inside a patch the order is the axes' order with the channel last (MAE's target
-    order). ``size`` is ``(S, M)`` for audio, ``(T, H, Wd)`` for video.
+    order). ``size`` is ``(S, M)`` for audio, ``(T, H, Wd)`` for video. A reordered grid takes the axes in its own order.
 
     Raises:
         ValueError: the input is not what the grid was made for.
     """
-    expected = (grid.channels, *(c * p for c, p in zip(grid.cells, grid.patch, strict=True)))
+    expected = (grid.channels, *grid.size)
     if tuple(values.shape[1:]) != expected:
         raise ValueError(f"an input of {tuple(values.shape[1:])} does not fit a grid of {expected} (channels first)")
     axes = len(grid.cells)
+    if grid.axes is not None:
+        values = values.permute(0, 1, *(2 + axis for axis in grid.axes))
     split = values.reshape(values.shape[0], grid.channels, *sum(zip(grid.cells, grid.patch, strict=True), ()))
     cells, insides = [2 + 2 * i for i in range(axes)], [3 + 2 * i for i in range(axes)]
     return split.permute(0, *cells, *insides, 1).reshape(values.shape[0], grid.num_tokens, grid.patch_values)
@@ -33,7 +35,15 @@ def unpatchify(patches: Tensor, grid: TokenGrid) -> Tensor:
     split = patches.reshape(patches.shape[0], *grid.cells, *grid.patch, grid.channels)
     order = [0, 2 * axes + 1, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i))]
     size = [c * p for c, p in zip(grid.cells, grid.patch, strict=True)]
-    return split.permute(*order).reshape(patches.shape[0], grid.channels, *size)
+    return in_order_of_input(split.permute(*order).reshape(patches.shape[0], grid.channels, *size), grid)
+
+
+def in_order_of_input(values: Tensor, grid: TokenGrid) -> Tensor:
+    """The last axes of ``[..., *cells or *size]`` from the grid's order to that of the input it was cut from."""
+    if grid.axes is None:
+        return values
+    first = values.ndim - len(grid.axes)
+    return values.permute(*range(first), *(first + grid.axes.index(axis) for axis in range(len(grid.axes))))
 
 
 def select(tokens: Tensor, ids: Tensor) -> Tensor:
@@ -83,8 +93,8 @@ def sincos_3d(times: int, rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([time, sincos_2d(rows, columns, width - width // 4).repeat(times, 1)], dim=1)
 
 
-def position_table(grid: TokenGrid, width: int, kind: str) -> Tensor:
-    """Fixed positions ``[1, 1 + N, width]`` float32; row 0 belongs to CLS and is zero [source MAE].
+def position_table(grid: TokenGrid, width: int, kind: str, num_prefix: int = 1) -> Tensor:
+    """Fixed positions ``[1, c + N, width]`` float32; the ``num_prefix`` first rows belong to CLS and are zero [source MAE].
 
     ``kind`` ``sincos_2d`` fits audio; ``sincos_3d`` and ``tiled_2d`` (the image table repeated over time, blind to the
     temporal index as in MAViL's conversion code) fit video.
@@ -97,4 +107,15 @@ def position_table(grid: TokenGrid, width: int, kind: str) -> Tensor:
         table = sincos_2d(grid.cells[1], grid.cells[2], width).repeat(grid.cells[0], 1)
     else:
         raise ValueError(f"{kind!r} is no kind of position table; there are sincos_2d, sincos_3d and tiled_2d")
-    return torch.cat([torch.zeros(1, width), table.float()])[None]
+    return torch.cat([torch.zeros(num_prefix, width), table.float()])[None]
+
+
+def add_positions(
+    module: nn.Module, name: str, grid: TokenGrid, width: int, kind: str, num_prefix: int, is_trained: bool = False
+) -> None:
+    """Give ``module`` a position table of that name: a buffer, saved with the weights, or a parameter if it is trained."""
+    table = position_table(grid, width, kind, num_prefix)
+    if is_trained:
+        module.register_parameter(name, nn.Parameter(table))
+    else:
+        module.register_buffer(name, table)

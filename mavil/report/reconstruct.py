@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mavil.models.tokens import patchify, unpatchify
+from mavil.models.tokens import in_order_of_input, patchify, unpatchify
 from mavil.report.examples import Media, Panel, ReconstructionExample
 from mavil.report.pictures import colour_range, frames_png, spectrogram_png
 from mavil.report.sound import num_samples_of, num_steps_of, spectrogram_to_sound, wav_bytes
@@ -106,7 +106,7 @@ def mask_pixels(is_masked: Tensor, grid: TokenGrid) -> Tensor:
     pixels = is_masked.reshape(grid.cells)
     for axis, length in enumerate(grid.patch):
         pixels = pixels.repeat_interleave(length, dim=axis)
-    return pixels
+    return in_order_of_input(pixels, grid)
 
 
 def paste(prediction: Tensor, original: Tensor, is_masked: Tensor) -> Tensor:

@@ -9,45 +9,68 @@ import torch
 from torch import Tensor, nn
 
 from mavil.config import Contrast, Reconstruction
-from mavil.evaluation.collapse import alignment, embedding_std, normalised, target_statistics, uniformity
+from mavil.evaluation.collapse import (
+    agreement,
+    alignment,
+    collapse_limits,
+    embedding_std,
+    normalised,
+    target_statistics,
+    uniformity,
+)
 from mavil.evaluation.predict import collect
 from mavil.evaluation.retrieval import both_directions
 from mavil.losses.contrastive import symmetric_info_nce
 from mavil.losses.reconstruction import masked_mse, normalise_patches
-from mavil.models.masked import MaskedLearner, MaskedOutput
-from mavil.models.masking import random_masking
+from mavil.models.fusion import Presence
+from mavil.models.masked import MaskedLearner, MaskedOutput, complete
 from mavil.models.tokens import patchify
-from mavil.structs import Inputs, LossReport, MaskedView, Modality, TokenGrid, uniform_draws
-from mavil.tasks.base import ParameterGroup, group_parameters, unwrapped
+from mavil.structs import Inputs, LossReport, MaskedViews, Modality, TokenGrid
+from mavil.tasks.base import Limit, ParameterGroup, group_parameters, unwrapped
+from mavil.tasks.presence import dropped_presence
 from mavil.tasks.teacher import Teacher
+from mavil.tasks.views import ViewPlan, compared_only, noise_of
 
 
 class Pretraining:
-    """Stage 1 without a teacher, stage 2 and later with one [paper, section 3; equations in docs/training.md].
+    """Stage 1 without a teacher, stage 2 and later with one [paper, section 3; equations in docs/model.md].
 
     ``stage 1 = reconstruction + alpha inter(a', v') + beta (intra(a', a'') + intra(v', v''))``; with a teacher the decoders
-    predict its tokens instead of raw patches. View 1 is reconstructed and compared across modalities; view 2, a second mask
-    of the same crop, exists only where the intra-modal term has weight. Masks are drawn per clip from its seed.
+    predict its tokens instead of raw patches. View 1 is predicted and compared across modalities; view 2, a second mask of the
+    same crop, exists only where the intra-modal term has weight or several views are predicted. Masks are drawn per clip from
+    its seed. A clip without one modality takes part in the terms of the other.
+
+    Args:
+        model: the network.
+        plan: which views of a clip are drawn.
+        reconstruction: what is predicted, and its weights.
+        contrast: ``None`` compares nothing.
+        teacher: ``None`` predicts raw patches. It sees a clip once, however many views are predicted.
+        modality_dropout: probability that a clip with both modalities is treated as having one.
+        has_gaps: whether batches may hold clips without a modality. Known beforehand, because ranks exchange counts then.
     """
 
     def __init__(
         self,
         model: MaskedLearner,
-        mask_ratios: dict[Modality, float],
+        plan: ViewPlan,
         reconstruction: Reconstruction,
         contrast: Contrast | None,
         teacher: Teacher | None = None,
+        modality_dropout: float = 0.0,
+        has_gaps: bool = False,
     ) -> None:
         self.model: nn.Module = model
-        self.mask_ratios = mask_ratios
         self.reconstruction = reconstruction
         self.contrast = contrast
         self.teacher = teacher
-        self.grids: dict[Modality, TokenGrid] = {m: model.grid(m) for m in mask_ratios}
-        if model.fusion is not None and not (contrast and contrast.inter_weight + contrast.intra_weight > 0):
-            # Pooling alone uses these norms then, and nothing the pooling: several ranks wait for a gradient that never comes.
-            for modality in mask_ratios:
-                model.encoder(modality).norm.requires_grad_(False)
+        self.modality_dropout = modality_dropout
+        self.has_gaps = has_gaps or modality_dropout > 0
+        self.plan = plan
+        self.grids: dict[Modality, TokenGrid] = dict(plan.grids)
+        for part in model.unused_in_training(self.couples_clips):
+            # Several ranks would wait for a gradient that never comes.
+            part.requires_grad_(False)
 
     def loss(self, inputs: Inputs, step: int) -> LossReport:
         """Every term of the stage; ``step`` is not used, masks depend on the clips' seeds alone."""
@@ -58,89 +81,109 @@ class Pretraining:
     @property
     def couples_clips(self) -> bool:
         """Contrast compares clips, prediction does not."""
-        return self.contrast is not None and self.contrast.inter_weight + self.contrast.intra_weight > 0
+        return self.plan.num_compared > 0
 
     def representations(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
-        """Pooled encoder outputs ``[B, V, D]`` by modality."""
-        return _by_clip(self.model(self.patches(inputs), self.views(inputs, self._num_views), decodes=False))
+        """Pooled tokens ``[B, V, Z]`` by modality, and which clips have both, ``[B]``, where some do not."""
+        present = self._present(inputs)
+        views = compared_only(self.views(inputs, self.plan))
+        return _by_clip(self.model(self.patches(inputs), views, present), present)
 
     def own_loss(self, inputs: Inputs, step: int) -> tuple[LossReport, dict[str, Tensor]]:
-        """The prediction terms, and pooled encoder outputs ``[B, V, D]`` by modality."""
-        patches, views = self.patches(inputs), self.views(inputs, self._num_views)
-        output: MaskedOutput = self.model(patches, views)
+        """The prediction terms, and what :meth:`representations` gives."""
+        patches, views, present = self.patches(inputs), self.views(inputs, self.plan), self._present(inputs)
+        output: MaskedOutput = self.model(patches, views, present)
         report = LossReport({}, {})
-        self._add_predictions(report, output, patches, views)
-        return report, _by_clip(output)
+        self._add_predictions(report, output, patches, views, present)
+        return report, _by_clip(output, present)
 
     def coupled_loss(self, representations: dict[str, Tensor]) -> LossReport:
-        """The contrastive terms over all given clips, ``[B, V, D]`` by modality."""
+        """The contrastive terms over all given clips, from :meth:`representations`."""
         report = LossReport({}, {})
-        self._add_contrast(report, representations)
+        if self.contrast is not None and self.couples_clips:
+            self._add_contrast(report, self.contrast, representations)
         return report
-
-    @property
-    def _num_views(self) -> int:
-        return 2 if self.contrast and self.contrast.intra_weight > 0 else 1
 
     def patches(self, inputs: Inputs) -> dict[Modality, Tensor]:
         """All raw patches ``[B, N, P]`` of each modality."""
         return {m: patchify(inputs.of(m), grid) for m, grid in self.grids.items()}
 
-    def views(self, inputs: Inputs, num_views: int) -> dict[Modality, list[MaskedView]]:
-        """Independent masks per modality and view, a function of each clip's seed only; drawn on the CPU, where seeds stay."""
-        views: dict[Modality, list[MaskedView]] = {}
-        for modality, grid in self.grids.items():
-            num_visible = grid.num_visible(self.mask_ratios[modality])
-            noises = [
-                uniform_draws(inputs.seeds, f"{modality} mask {view}", grid.num_tokens) for view in range(num_views)
-            ]
-            views[modality] = [random_masking(noise.to(inputs.of(modality).device), num_visible) for noise in noises]
-        return views
+    def views(self, inputs: Inputs, plan: ViewPlan) -> dict[Modality, MaskedViews]:
+        """The views of ``plan``, a function of each clip's seed only."""
+        return plan.draw(noise_of(inputs))
 
-    def targets(self, patches: dict[Modality, Tensor]) -> dict[Modality, Tensor]:
+    def targets(self, patches: dict[Modality, Tensor], present: Presence | None = None) -> dict[Modality, Tensor]:
         """What predictions are compared with, ``[B, N, values]``."""
         if self.teacher is not None:
-            return self.teacher.targets(patches)
+            return self.teacher.targets(patches, present)
         if self.reconstruction.normalise_patches:
             return {m: normalise_patches(values) for m, values in patches.items()}
         return patches
+
+    def _present(self, inputs: Inputs) -> Presence | None:
+        """Which clips have which modality in this step; ``None`` where gaps are not expected."""
+        if not self.has_gaps:
+            return None
+        present = dropped_presence(inputs, list(self.grids), self.modality_dropout)
+        everywhere = torch.ones(len(inputs), dtype=torch.bool, device=inputs.of(next(iter(self.grids))).device)
+        return {m: everywhere if flags is None else flags for m, flags in present.items()}
 
     def _add_predictions(
         self,
         report: LossReport,
         output: MaskedOutput,
         patches: dict[Modality, Tensor],
-        views: dict[Modality, list[MaskedView]],
+        views: dict[Modality, MaskedViews],
+        present: Presence | None,
     ) -> None:
-        kind = "teacher" if self.teacher is not None else "reconstruction"
         weights = {"audio": self.reconstruction.audio_weight, "video": self.reconstruction.video_weight}
-        for modality, target in self.targets(patches).items():
-            name = f"{modality}_{kind}"
-            report.terms[name] = masked_mse(output.predictions[modality], target, views[modality][0].is_masked)
+        for modality, target in self.targets(patches, present).items():
+            name, predictions = f"{modality}_{self._kind}", output.predictions[modality]
+            flags = present.get(modality) if present else None
+            counted = self._counted(views[modality], flags)
+            report.terms[name] = masked_mse(predictions, target, counted, across_ranks=flags is not None)
             report.weights[name] = weights[modality]
             mean, deviation = target_statistics(target)
             report.scalars |= {f"{modality}_target_mean": mean, f"{modality}_target_std": deviation}
+            if self.teacher is not None:
+                report.scalars[f"{modality}_agreement"] = agreement(predictions, target, counted)
 
-    def _add_contrast(self, report: LossReport, pooled: dict[str, Tensor]) -> None:
-        contrast = self.contrast
-        if contrast is None:
-            return
+    @property
+    def _kind(self) -> str:
+        return "teacher" if self.teacher is not None else "reconstruction"
+
+    def _counted(self, views: MaskedViews, present: Tensor | None) -> Tensor:
+        """``[V, B, N]`` bool: the tokens whose prediction counts."""
+        counted = torch.stack([view.is_masked for view in views.predicted])
+        if self.reconstruction.tokens == "all":
+            counted = torch.ones_like(counted)
+        return counted if present is None else counted & present[:, None]
+
+    def _add_contrast(self, report: LossReport, contrast: Contrast, representations: dict[str, Tensor]) -> None:
+        pooled = {m: representations[m] for m in self.grids}
+        present = {m: flags.bool() for m in self.grids if (flags := representations.get(f"{m}_present")) is not None}
         across_ranks = contrast.negatives == "global"
-        pairs: dict[str, tuple[Tensor, Tensor, float, float]] = {}
-        if contrast.inter_weight > 0:
-            audio, video = pooled["audio"][:, 0], pooled["video"][:, 0]
-            pairs["inter_contrast"] = (audio, video, contrast.inter_temperature, contrast.inter_weight)
-        if contrast.intra_weight > 0:
-            for modality, views in pooled.items():
-                name = f"{modality}_intra_contrast"
-                pairs[name] = (views[:, 0], views[:, 1], contrast.intra_temperature, contrast.intra_weight)
-        for name, (first, second, temperature, weight) in pairs.items():
-            result = symmetric_info_nce(first, second, temperature, across_ranks)
+
+        def add(name: str, first: Tensor, second: Tensor, temperature: float, weight: float, **named: object) -> None:
+            result = symmetric_info_nce(first, second, temperature, across_ranks, **named)  # type: ignore[arg-type]
             report.terms[name] = result.loss
             report.weights[name] = weight
             report.scalars[f"{name}_accuracy"] = result.accuracy
             report.scalars["num_negatives"] = result.num_negatives
-        report.scalars |= collapse_indicators({modality: views[:, 0] for modality, views in pooled.items()})
+
+        if contrast.inter_weight > 0:
+            both = torch.stack(list(present.values())).all(dim=0) if present else None
+            directions = "both" if contrast.directions == "both" else "first_for_second"
+            audio, video = pooled["audio"][:, 0], pooled["video"][:, 0]
+            weight, temperature = contrast.inter_weight, contrast.inter_temperature
+            add("inter_contrast", audio, video, temperature, weight, present=both, directions=directions)
+        if contrast.intra_weight > 0:
+            weight, temperature = contrast.intra_weight, contrast.intra_temperature
+            for m, views in pooled.items():
+                name = f"{m}_intra_contrast"
+                add(name, views[:, 0], views[:, 1], temperature, weight, present=present.get(m))
+        if not present:  # an absent modality's embedding would spread nothing
+            report.scalars |= collapse_indicators({modality: views[:, 0] for modality, views in pooled.items()})
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
         """One learning rate for all; ``layer_decay`` belongs to fine-tuning and must be 1 here.
@@ -155,25 +198,38 @@ class Pretraining:
         return group_parameters(self.model, weight_decay)
 
     def evaluate(self, batches: Iterable[Inputs]) -> dict[str, float]:
-        """Prediction terms under fixed masks and, with both modalities, retrieval from unmasked embeddings (percent)."""
+        """Prediction terms under fixed masks and, with both modalities, retrieval from unmasked embeddings (percent).
+
+        A clip that lacks a modality counts in the terms of the other one.
+        """
         model = cast(MaskedLearner, unwrapped(self.model))
-        collected = collect(batches, lambda inputs: self._evaluate_batch(model, inputs))
-        kind = "teacher" if self.teacher is not None else "reconstruction"
-        metrics = {f"{m}_{kind}": float(collected.values[f"{m}_error"].mean()) for m in self.grids}
+        values = collect(batches, lambda inputs: self._evaluate_batch(model, inputs)).values
+        has = {m: values[f"{m}_present"].bool() for m in self.grids}
+        metrics = {f"{m}_{self._kind}": float(values[f"{m}_error"][has[m]].mean()) for m in self.grids if has[m].any()}
         if len(self.grids) == 2:
-            metrics.update(flat_retrieval(collected.values["audio"], collected.values["video"]))
+            both = has["audio"] & has["video"]
+            if both.any():
+                metrics.update(flat_retrieval(values["audio"][both], values["video"][both]))
         return metrics
 
     def _evaluate_batch(self, model: MaskedLearner, inputs: Inputs) -> dict[str, Tensor]:
-        patches, views = self.patches(inputs), self.views(inputs, 1)
-        predictions = model(patches, views).predictions
+        patches, views = self.patches(inputs), self.views(inputs, self.plan.predicting_only())
+        present = complete({m: inputs.present(m) for m in self.grids})
+        predictions = model(patches, views, present).predictions
         results: dict[str, Tensor] = {}
-        for modality, target in self.targets(patches).items():
-            errors = (predictions[modality].float() - target.float()).square().mean(dim=-1)
-            is_masked = views[modality][0].is_masked
-            results[f"{modality}_error"] = (errors * is_masked).sum(dim=1) / is_masked.sum(dim=1)
+        for modality, target in self.targets(patches, present).items():
+            errors = (predictions[modality][0].float() - target.float()).square().mean(dim=-1)
+            counted = self._counted(views[modality], None)[0]
+            results[f"{modality}_error"] = (errors * counted).sum(dim=1) / counted.sum(dim=1)
             results[modality] = model.embed(modality, patches[modality])
+            flags = inputs.present(modality)
+            results[f"{modality}_present"] = torch.ones(len(inputs)) if flags is None else flags.float()
         return results
+
+    def collapse_limits(self) -> dict[str, Limit]:
+        """Below which logged values this run has collapsed."""
+        has_normalised_targets = self.teacher is not None and self.teacher.normalise
+        return collapse_limits(list(self.grids), self.couples_clips, has_normalised_targets)
 
     def export_modules(self) -> dict[str, nn.Module]:
         """Encoders, decoders and fusion, each by name."""
@@ -181,13 +237,17 @@ class Pretraining:
         return model.parts()
 
 
-def _by_clip(output: MaskedOutput) -> dict[str, Tensor]:
-    """Pooled encoder outputs with the clips first: ``[B, V, D]``."""
-    return {str(modality): pooled.transpose(0, 1) for modality, pooled in output.pooled.items()}
+def _by_clip(output: MaskedOutput, present: Presence | None) -> dict[str, Tensor]:
+    """Pooled tokens with the clips first, ``[B, V, Z]``, and presence as numbers, because all of it may be differentiated."""
+    rows = {str(modality): pooled.transpose(0, 1) for modality, pooled in output.pooled.items()}
+    if not rows or present is None:
+        return rows
+    flags = {f"{m}_present": flag for m, flag in present.items() if flag is not None}
+    return rows | {name: flag.to(next(iter(rows.values())).dtype) for name, flag in flags.items()}
 
 
 def collapse_indicators(pooled: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of pooled encoder outputs ``[B, D]`` by modality: how the embeddings spread, and with both how well partners agree.
+    """Of pooled tokens ``[B, Z]`` by modality: how the embeddings spread, and with both how well partners agree.
 
     One clip has nothing to spread: then there are none.
     """
@@ -210,6 +270,8 @@ def flat_retrieval(audio: Tensor, video: Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def embed_batch(model: MaskedLearner, grids: dict[Modality, TokenGrid], inputs: Inputs) -> dict[str, Tensor]:
-    """Pooled embedding ``[B, D]`` of each complete modality, the same numbers retrieval compares."""
-    return {m: model.embed(m, patchify(inputs.of(m), grid)) for m, grid in grids.items()}
+def embed_batch(
+    model: MaskedLearner, grids: dict[Modality, TokenGrid], inputs: Inputs, projects: bool = True
+) -> dict[str, Tensor]:
+    """:meth:`MaskedLearner.embed` of each complete modality."""
+    return {m: model.embed(m, patchify(inputs.of(m), grid), projects) for m, grid in grids.items()}

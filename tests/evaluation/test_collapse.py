@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mavil.evaluation.collapse import alignment, embedding_std, normalised, target_statistics, uniformity
+from mavil.evaluation.collapse import agreement, alignment, embedding_std, normalised, target_statistics, uniformity
 
 
 def spread_out(clips: int, width: int, seed: int = 0) -> Tensor:
@@ -57,6 +57,20 @@ def test_tokens_that_are_all_alike_have_no_deviation_though_each_is_normalised()
     assert target_statistics(token.expand(4, 9, 32))[1].item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_agreement_counts_what_is_counted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predictions, targets = (torch.randn(*shape, 5, generator=generator) for shape in ((2, 3, 4), (3, 4)))
+    counted = torch.rand(2, 3, 4, generator=generator) > 0.5
+    cosines = [
+        float(predictions[place] @ targets[place[1:]] / (predictions[place].norm() * targets[place[1:]].norm()))
+        for place in [tuple(index) for index in counted.nonzero().tolist()]
+    ]
+    assert agreement(predictions, targets, counted).item() == pytest.approx(sum(cosines) / len(cosines), rel=1e-5)
+    assert agreement(3 * targets, targets, counted[0]).item() == pytest.approx(1.0)
+    assert agreement(-targets, targets, counted[0]).item() == pytest.approx(-1.0)
+    assert agreement(targets, targets, torch.zeros(3, 4, dtype=torch.bool)).item() == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     rows = (torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) + 0.5).to(dtype)
@@ -64,7 +78,9 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     def numbers() -> list[Tensor]:
         first, second = normalised(rows), normalised(rows.flip(0))
         own = [embedding_std(first), uniformity(first), alignment(first, second)]
-        return [*own, *target_statistics(rows.view(4, 4, 64))]
+        tokens = rows.view(4, 4, 64)
+        agreeing = agreement(tokens, tokens.flip(0), torch.ones(4, 4, dtype=torch.bool))
+        return [*own, agreeing, *target_statistics(tokens)]
 
     expected = numbers()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -80,6 +96,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
         lambda rows: uniformity(normalised(rows)),
         lambda rows: alignment(normalised(rows), normalised(rows)),
         lambda rows: target_statistics(rows[None])[1],
+        lambda rows: agreement(rows[None], rows[None], rows[None, :, 0] > 0),
     ],
 )
 def test_nothing_is_read_from_the_device_and_nothing_has_a_gradient(compute: Callable[[Tensor], Tensor]) -> None:

@@ -4,11 +4,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mavil.models.build import build_masked
-from mavil.models.layers import build_blocks
+from mavil.models.layers import Stack
 from mavil.models.masked import MaskedLearner
 from mavil.models.masking import random_masking
 from mavil.models.tokens import patchify
-from mavil.structs import MaskedView, Modality
+from mavil.structs import MaskedView, MaskedViews, Modality
 from tests.support.recipes import random_inputs, tiny_recipe
 
 FUSIONS = [{"kind": "joint", "depth": 2}, {"kind": "bottleneck", "depth": 2, "num_tokens": 2}]
@@ -23,9 +23,7 @@ def make_model(**parts: object) -> MaskedLearner:
     return model
 
 
-def make_inputs(
-    model: MaskedLearner, num_views: int = 1
-) -> tuple[dict[Modality, Tensor], dict[Modality, list[MaskedView]]]:
+def make_inputs(model: MaskedLearner, num_views: int = 1) -> tuple[dict[Modality, Tensor], dict[Modality, MaskedViews]]:
     inputs = random_inputs(3)
     modalities = [m for m in ("audio", "video") if m in model.encoders]
     patches = {m: patchify(inputs.of(m), model.grid(m)) for m in modalities}
@@ -33,7 +31,7 @@ def make_inputs(
         m: [random_masking(torch.rand(p.shape[:2]), p.shape[1] // 4) for _ in range(num_views)]
         for m, p in patches.items()
     }
-    return patches, views
+    return patches, {m: MaskedViews(own[:1], own) for m, own in views.items()}
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -42,7 +40,7 @@ def test_shapes(fusion: dict[str, object]) -> None:
     patches, views = make_inputs(model, num_views=2)
     output = model(patches, views)
     for modality in ("audio", "video"):
-        assert output.predictions[modality].shape == patches[modality].shape
+        assert output.predictions[modality].shape == (1, *patches[modality].shape)
         assert output.pooled[modality].shape == (2, 3, 32)
 
 
@@ -52,7 +50,7 @@ def test_masked_pixels_cannot_change_any_output(fusion: dict[str, object]) -> No
     patches, views = make_inputs(model)
     before = model(patches, views)
     for modality, values in patches.items():
-        hidden = views[modality][0].is_masked[..., None]
+        hidden = views[modality].predicted[0].is_masked[..., None]
         patches[modality] = torch.where(hidden, torch.randn_like(values) * 100, values)
     after = model(patches, views)
     for modality in patches:
@@ -64,7 +62,9 @@ def test_visible_pixels_do_change_the_outputs() -> None:
     model = make_model().eval()
     patches, views = make_inputs(model)
     before = model(patches, views)
-    patches["audio"] = torch.where(views["audio"][0].is_masked[..., None], patches["audio"], patches["audio"] + 1)
+    patches["audio"] = torch.where(
+        views["audio"].predicted[0].is_masked[..., None], patches["audio"], patches["audio"] + 1
+    )
     after = model(patches, views)
     assert not torch.allclose(before.pooled["audio"], after.pooled["audio"])
     assert torch.equal(before.pooled["video"], after.pooled["video"])  # encoders are separate ...
@@ -76,10 +76,10 @@ def test_two_views_in_one_call_equal_two_calls() -> None:
     patches, views = make_inputs(model, num_views=2)
     together = model(patches, views)
     for view in range(2):
-        alone = model(patches, {m: [v[view]] for m, v in views.items()})
+        alone = model(patches, {m: MaskedViews([], [v.compared[view]]) for m, v in views.items()})
         for modality in patches:
             torch.testing.assert_close(together.pooled[modality][view], alone.pooled[modality][0], atol=1e-5, rtol=1e-5)
-    first = model(patches, {m: [v[0]] for m, v in views.items()})
+    first = model(patches, {m: MaskedViews(v.predicted) for m, v in views.items()})
     torch.testing.assert_close(together.predictions["video"], first.predictions["video"], atol=1e-5, rtol=1e-5)
 
 
@@ -87,9 +87,10 @@ def test_order_of_visible_tokens_does_not_matter() -> None:
     model = make_model().eval()
     patches, views = make_inputs(model)
     before = model(patches, views).predictions["audio"]
-    view = views["audio"][0]
+    view = views["audio"].predicted[0]
     order = torch.cat([view.visible_ids.flip(1), view.masked_ids], dim=1)
-    views["audio"][0] = MaskedView(view.visible_ids.flip(1), view.masked_ids, order.argsort(1))
+    views["audio"] = MaskedViews([MaskedView(view.visible_ids.flip(1), view.masked_ids, order.argsort(1))])
+    views["video"] = MaskedViews(views["video"].predicted)
     torch.testing.assert_close(model(patches, views).predictions["audio"], before, atol=1e-5, rtol=1e-5)
 
 
@@ -133,7 +134,7 @@ def test_one_modality_is_a_plain_mae() -> None:
 
 
 def test_block_equals_torch_reference() -> None:
-    (block,) = build_blocks(32, 1, 4)
+    (block,) = Stack(32, 1, 4).blocks()
     assert isinstance(block, Block)
     for parameter in block.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)

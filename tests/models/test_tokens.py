@@ -78,3 +78,42 @@ def test_select_takes_rows_per_clip() -> None:
     chosen = select(tokens, torch.tensor([[4, 0], [1, 1]]))
     assert torch.equal(chosen[0], tokens[0, [4, 0]])
     assert torch.equal(chosen[1], tokens[1, [1, 1]])
+
+
+def test_mel_first_tokens_run_along_time_within_a_band() -> None:
+    grid = AUDIO.reordered((1, 0))
+    spectrogram = torch.arange(64 * 32.0).reshape(1, 1, 64, 32)
+    patches = patchify(spectrogram, grid)
+    assert grid.cells == (2, 4)
+    assert (AUDIO.time_axis, grid.time_axis) == (0, 1)
+    # Token 5 is band 1, step 1; inside it values run along time first.
+    assert patches[0, 5, 0] == spectrogram[0, 0, 16, 16]
+    assert patches[0, 5, 1] == spectrogram[0, 0, 17, 16]
+    assert torch.equal(unpatchify(patches, grid), spectrogram)
+
+
+def test_a_reordered_grid_still_refuses_the_wrong_size() -> None:
+    grid = TokenGrid.of((48, 32, 16), (16, 16, 16), channels=1).reordered((2, 0, 1))
+    assert grid.size == (48, 32, 16)
+    values = torch.randn(1, 1, 48, 32, 16)
+    assert torch.equal(unpatchify(patchify(values, grid), grid), values)
+    with pytest.raises(ValueError, match="does not fit"):
+        patchify(values.transpose(2, 3), grid)
+
+
+def test_position_table_without_a_prefix() -> None:
+    assert torch.equal(
+        position_table(AUDIO, 16, "sincos_2d", num_prefix=0), position_table(AUDIO, 16, "sincos_2d")[:, 1:]
+    )
+
+
+def test_a_longer_input_keeps_the_positions_it_shares_with_a_shorter_one() -> None:
+    longer = TokenGrid.of((96, 32), (16, 16), channels=1)
+    assert torch.equal(position_table(longer, 16, "sincos_2d")[:, :9], position_table(AUDIO, 16, "sincos_2d"))
+
+
+def test_a_mask_ratio_that_leaves_nothing_is_refused() -> None:
+    grid = TokenGrid((8,), (1,), 1)
+    with pytest.raises(ValueError, match=r"0.99 of 8 tokens leaves no token visible: choose at most 0.875"):
+        grid.num_visible(0.99)
+    assert grid.num_visible(0.875) == 1

@@ -37,7 +37,7 @@ def test_names() -> None:
 
 def test_embeddings_are_those_that_the_contrast_compares() -> None:
     task, inputs = make_task(), random_inputs(4)
-    output = task.model(task.patches(inputs), task.views(inputs, 2))
+    output = task.model(task.patches(inputs), task.views(inputs, task.plan))
     audio, video = (normalised(output.pooled[m][0]) for m in ("audio", "video"))
     scalars = task.loss(inputs, 0).scalars
     torch.testing.assert_close(scalars["audio_embedding_std"], embedding_std(audio))

@@ -1,0 +1,200 @@
+"""Decoder blocks with attention inside windows of the token grid, shifted along time in every other block.
+
+What Audio-MAE's released decoder does [source Audio-MAE, decoder mode 1]: post-norm blocks, cosine attention with a temperature
+per head, and a bias per pair of cells that a small network computes from their offset. Its names and ours, below
+``decoder_blocks.{i}`` there and ``blocks.{i}`` here: ``attn.tau`` is ``attn.temperature``, ``attn.meta_mlp.fc1`` and ``fc2`` are
+``attn.offset_bias.fc1`` and ``fc2``; ``attn.qkv``, ``attn.proj``, ``norm1``, ``norm2``, ``mlp.fc1`` and ``mlp.fc2`` are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from mavil.models.layers import Stack, initialise
+from mavil.structs import TokenGrid
+
+MIN_TEMPERATURE = 0.01
+"""A smaller temperature counts as this one [source Audio-MAE]."""
+OFFSET_WIDTH, OFFSET_DROPOUT = 384, 0.1
+"""Hidden channels and, in training, dropout of the network that gives the bias of an offset [source Audio-MAE]."""
+APART = -100.0
+"""Added to the logit of two cells that meet in a window only because the shift wraps around [source Audio-MAE]."""
+
+
+def cut_windows(tokens: Tensor, cells: tuple[int, ...], window: tuple[int, ...]) -> Tensor:
+    """``[B, N, E]`` in the order of the grid to ``[B, W, n, E]``: W windows of n cells, both row-major."""
+    split = tokens.unflatten(1, _split(cells, window))
+    axes = range(len(cells))
+    order = [0, *(1 + 2 * axis for axis in axes), *(2 + 2 * axis for axis in axes), 1 + 2 * len(cells)]
+    return split.permute(order).reshape(len(tokens), -1, math.prod(window), tokens.shape[-1])
+
+
+def join_windows(windows: Tensor, cells: tuple[int, ...], window: tuple[int, ...]) -> Tensor:
+    """The exact inverse of :func:`cut_windows`."""
+    counts = [count // size for count, size in zip(cells, window, strict=True)]
+    split = windows.reshape(len(windows), *counts, *window, windows.shape[-1])
+    axes = len(cells)
+    order = [0, *(1 + axis + inside * axes for axis in range(axes) for inside in (0, 1)), 1 + 2 * axes]
+    return split.permute(order).reshape(len(windows), math.prod(cells), windows.shape[-1])
+
+
+def offsets_within(window: tuple[int, ...]) -> Tensor:
+    """``[n, n, axes]`` float32: sign(d) log(1 + |d|) of the query's cell minus the key's, per axis [source Audio-MAE]."""
+    places = torch.cartesian_prod(*(torch.arange(size) for size in window)).reshape(-1, len(window)).double()
+    offsets = places[:, None] - places[None]
+    return (offsets.sign() * offsets.abs().log1p()).float()
+
+
+def wrapped_apart(cells: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> Tensor:
+    """``[W, n, n]`` float32: what to add so that cells from the two ends of a shifted axis hardly see each other, else 0."""
+    part = torch.zeros(cells, dtype=torch.long)
+    for axis, (count, moved) in enumerate(zip(cells, shift, strict=True)):
+        is_wrapped = torch.arange(count) >= count - moved
+        part = 2 * part + is_wrapped.reshape([-1 if one == axis else 1 for one in range(len(cells))])
+    parts = cut_windows(part.reshape(1, -1, 1), cells, window)[0, :, :, 0]
+    return APART * (parts[:, :, None] != parts[:, None]).float()
+
+
+class WindowAttention(nn.Module):
+    """Cosine attention among the cells of one window, with a temperature per head and a bias per offset [source Audio-MAE].
+
+    ``temperature`` is kept as it is, not as its logarithm, because the released weights and their weight decay do so.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, width: int, num_heads: int, window: tuple[int, ...]) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.temperature = nn.Parameter(torch.ones(num_heads))
+        self.offset_bias = Mlp(len(window), OFFSET_WIDTH, num_heads, act_layer=nn.ReLU, drop=OFFSET_DROPOUT)
+        self.register_buffer("offsets", offsets_within(window), persistent=False)
+
+    def forward(self, windows: Tensor, apart: Tensor | None) -> Tensor:
+        """``[B, W, n, E]`` to the same; ``apart`` ``[W, n, n]`` is added to the logits."""
+        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))
+        queries, keys, values = qkv.permute(3, 0, 1, 4, 2, 5)  # [B, W, heads, n, head width] each
+        temperature = self.temperature.clamp(min=MIN_TEMPERATURE)[:, None, None]
+        queries = (F.normalize(queries, dim=-1) / temperature).to(values.dtype)
+        bias = self.offset_bias(self.offsets).permute(2, 0, 1)  # [heads, n, n]
+        if apart is not None:
+            bias = bias + apart[:, None]
+        bias = bias.to(values.dtype).expand(windows.shape[1], -1, -1, -1)
+        keys = F.normalize(keys, dim=-1).to(values.dtype)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+        return self.proj(mixed.transpose(2, 3).flatten(-2))
+
+
+class WindowedBlock(nn.Module):
+    """A post-norm block: ``x += norm1(attention(x))`` in shifted windows, then ``x += norm2(mlp(x))`` [source Audio-MAE].
+
+    Works on complete grids of any number of axes, without CLS.
+
+    Args:
+        width: channels E.
+        num_heads: attention heads.
+        grid_cells: cells per axis of the token grid, in the order the tokens are numbered in.
+        window: cells per axis of a window.
+        shift: by how many cells the windows are moved, per axis.
+        mlp_ratio: hidden channels of the MLP per channel.
+        layer_norm_eps: of both LayerNorms.
+
+    Raises:
+        ValueError: windows that do not divide the grid, or a shift that is not smaller than the window.
+    """
+
+    apart: Tensor | None
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        grid_cells: tuple[int, ...],
+        window: tuple[int, ...],
+        shift: tuple[int, ...],
+        mlp_ratio: float = 4.0,
+        layer_norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        _check_window(grid_cells, window, shift)
+        self.grid_cells, self.window, self.shift = grid_cells, window, shift
+        norm = partial(nn.LayerNorm, eps=layer_norm_eps)
+        self.attn = WindowAttention(width, num_heads, window)
+        self.norm1 = norm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.norm2 = norm(width)
+        self.register_buffer(
+            "apart", wrapped_apart(grid_cells, window, shift) if any(shift) else None, persistent=False
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """All tokens of the grid ``[B, N, E]``, in its order, to the same."""
+        tokens = tokens + self.norm1(self._attend(tokens))
+        return tokens + self.norm2(self.mlp(tokens))
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        windows = cut_windows(self._rolled(tokens, -1), self.grid_cells, self.window)
+        attended = self.attn(windows, self.apart)
+        return self._rolled(join_windows(attended, self.grid_cells, self.window), 1)
+
+    def _rolled(self, tokens: Tensor, direction: int) -> Tensor:
+        """The grid moved around its ends by the shift, back for -1."""
+        if not any(self.shift):
+            return tokens
+        grid = tokens.unflatten(1, self.grid_cells)
+        moves = [direction * moved for moved in self.shift]
+        return grid.roll(moves, dims=list(range(1, 1 + len(moves)))).flatten(1, len(moves))
+
+
+def build_windowed_blocks(stack: Stack, grid: TokenGrid, window: tuple[int, ...]) -> nn.ModuleList:
+    """Blocks of which every odd one has its windows moved by half a window along time, not along the others [source Audio-MAE].
+
+    ``window`` counts cells per axis of the grid. Windows as long as the grid are not moved: they already see everything. There
+    is no stochastic depth.
+
+    Raises:
+        ValueError: windows that do not divide the grid.
+    """
+    cells = grid.cells
+    time_axis = 0 if grid.axes is None else grid.axes.index(0)
+    unmoved = (0,) * len(cells)
+    moved = tuple(
+        size // 2 if axis == time_axis and size < count else 0
+        for axis, (size, count) in enumerate(zip(window, cells, strict=False))
+    )
+    blocks = nn.ModuleList(
+        WindowedBlock(
+            stack.width,
+            stack.num_heads,
+            cells,
+            window,
+            moved if i % 2 else unmoved,
+            stack.mlp_ratio,
+            stack.layer_norm_eps,
+        )
+        for i in range(stack.depth)
+    )
+    blocks.apply(initialise)
+    return blocks
+
+
+def _check_window(cells: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> None:
+    if len(cells) != len(window) or any(count % size for count, size in zip(cells, window, strict=True)):
+        raise ValueError(
+            f"windows of {window} cells do not divide a token grid of {cells}: every axis must be a multiple"
+        )
+    if len(cells) != len(shift) or any(not 0 <= moved < size for moved, size in zip(shift, window, strict=True)):
+        raise ValueError(f"a shift of {shift} cells does not fit windows of {window}: it must be smaller on every axis")
+
+
+def _split(cells: tuple[int, ...], window: tuple[int, ...]) -> list[int]:
+    """Sizes of the grid's axes, each divided into windows and places inside one."""
+    return [part for count, size in zip(cells, window, strict=True) for part in (count // size, size)]

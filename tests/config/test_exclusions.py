@@ -1,0 +1,134 @@
+"""Values that exclude each other: each pair is one line with both values and what to do, and what fits is let through."""
+
+from __future__ import annotations
+
+import pytest
+
+from mavil.recipe import change_recipe
+from mavil.structs import UserError
+from tests.support.recipes import tiny_recipe
+
+SOUND_ALONE = ["fusion=null", "video=null", "task.contrast.inter_weight=0"]
+CLASSIFY = ["task={kind: classify}"]
+WINDOWS = "audio.decoder={width: 16, depth: 1, num_heads: 2, attention: windowed%s}"
+# The tiny recipe has 4 x 2 audio tokens and 2 x 2 x 2 video tokens.
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["audio.mask_ratio=0.9"], ["audio.mask_ratio: ", "0.9 of 8 tokens leaves no token visible"]),
+        (["video.mask_ratio=0.9"], ["video.mask_ratio: ", "0.9 of 8 tokens leaves no token visible"]),
+        (
+            ["task.contrast.audio_mask_ratio=0.9", "task.contrast.video_mask_ratio=0.5"],
+            ["task.contrast.audio_mask_ratio: ", "0.9 of 8 tokens leaves no token visible"],
+        ),
+        (
+            ["task.contrast.audio_mask_ratio=0.5"],
+            ["audio_mask_ratio is 0.5", "video_mask_ratio is not set", "both or none"],
+        ),
+        (["task.contrast.video_mask_ratio=0.5"], ["video_mask_ratio is 0.5", "audio_mask_ratio is not set"]),
+        (["task.contrast.pooling=cls", "video.cls_token=false"], ["pooling=cls", "video.cls_token is false"]),
+        (["task.contrast.pooled_from=fusion", "fusion=null"], ["pooled_from=fusion ", "fusion is null"]),
+        (["task.contrast.pooled_from=fusion_alone", "fusion=null"], ["pooled_from=fusion_alone", "fusion is null"]),
+        (
+            ["joint_decoder=true", "video.decoder={width: 16, depth: 2, num_heads: 2}"],
+            ["audio.decoder.depth is 1", "video.decoder.depth is 2"],
+        ),
+        (["joint_decoder=true", *SOUND_ALONE], ["joint_decoder needs both", "only audio"]),
+        (
+            ["joint_decoder=true", WINDOWS % "", WINDOWS.replace("audio", "video") % ""],
+            ["joint_decoder", "audio.decoder.attention is windowed"],
+        ),
+        (
+            ["joint_decoder=true", "fusion=null", "video.encoder={width: 64, depth: 1, num_heads: 2}"],
+            ["audio has 32 and video 64"],
+        ),
+        ([WINDOWS % ""], ["audio.decoder.window=[4, 4] (the default)", "[4, 2] cells"]),
+        ([WINDOWS % ", window: [3, 2]"], ["audio.decoder.window=[3, 2] does not divide", "[4, 2] cells"]),
+        ([WINDOWS % ", window: [4]"], ["audio.decoder.window=[4] does not divide"]),
+        ([WINDOWS % ", window: [4, 2]", "audio.token_order=mel_first"], ["[2, 4] cells"]),
+        (["task.modality_dropout=0.5", *SOUND_ALONE], ["task.modality_dropout=0.5", "only audio"]),
+        (["task.weights=runs/x", "task.start.audio=mae.pth"], ["task.start.audio=mae.pth", "task.weights=runs/x"]),
+        (["task.weights=runs/x", "task.start.model=m.pth"], ["task.start.model=m.pth", "task.weights=runs/x"]),
+        (
+            ["task.start={model: m.pth, video: v.pth}"],
+            ["task.start.model=m.pth", "task.start.video=v.pth", "video branch"],
+        ),
+        (["task.start.video=v.pth", *SOUND_ALONE], ["task.start.video=v.pth", "video is not used"]),
+        (["trainer.term_gradients_every=1 epoch", "trainer.compile=true"], ["=1 epochs", "trainer.compile=true"]),
+        (
+            ["trainer.term_gradients_every=5 steps", "trainer.activation_checkpointing=fairscale"],
+            ["term_gradients_every=5 steps", "activation_checkpointing=fairscale"],
+        ),
+        (
+            ["trainer.term_gradients_every=5 steps", "trainer.accumulation=2", "trainer.accumulation_negatives=cached"],
+            ["term_gradients_every=5 steps", "accumulation_negatives=cached"],
+        ),
+        ([*CLASSIFY, "task.heads=separate"], ["task.heads=separate", "fusion is joint"]),
+        (
+            [*CLASSIFY, "task.heads=separate", "task.modalities=[audio]", "fusion=null"],
+            ["task.heads=separate", "task.modalities is audio alone"],
+        ),
+        ([*CLASSIFY, "task.pooling=mean", "fusion=null"], ["task.pooling=mean", "fusion is null"]),
+        ([*CLASSIFY, "task.alone=average"], ["task.alone=average", "fusion.alone_norms is false"]),
+        (
+            [*CLASSIFY, "task.alone=average", "fusion.alone_norms=true", "task.modalities=[video]"],
+            ["task.alone=average", "task.modalities is video alone"],
+        ),
+        (
+            [*CLASSIFY, "task.modality_dropout=0.5", "task.modalities=[video]"],
+            ["task.modality_dropout=0.5", "only video"],
+        ),
+        (
+            [*CLASSIFY, "task.weights=runs/x", "task.start.video=v.pth"],
+            ["task.start.video=v.pth", "task.weights=runs/x"],
+        ),
+        ([*CLASSIFY, "task.modalities=[audio]", "task.start.video=v.pth"], ["video is not used"]),
+    ],
+    ids=lambda value: value[0].partition(":")[0] if len(value) == 1 else None,
+)
+def test_values_that_exclude_each_other_are_one_line_with_both(changes: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        change_recipe(tiny_recipe(), *changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["audio.mask_ratio=0.87", "video.mask_ratio=0.13"],
+        ["task.contrast.audio_mask_ratio=0.5", "task.contrast.video_mask_ratio=0.5"],
+        ["task.contrast.audio_mask_ratio=0.5", *SOUND_ALONE],
+        ["task.contrast.pooling=cls"],
+        ["task.contrast.pooled_from=fusion_alone"],
+        ["joint_decoder=true"],
+        [WINDOWS % ", window: [2, 2]"],
+        [WINDOWS % ", window: [1, 4]", "audio.token_order=mel_first"],
+        ["task.modality_dropout=0.5"],
+        ["task.start={audio: a.pth, video: v.pth}"],
+        ["task.start.model=m.pth"],
+        ["task.weights=runs/x", "task.start.fusion=random"],
+        ["task.teacher={run: runs/x, context: separate}", "fusion=null"],
+        ["trainer.term_gradients_every=5 steps", "trainer.activation_checkpointing=torch"],
+        ["trainer.term_gradients_every=5 steps", "trainer.accumulation=2", "trainer.accumulation_negatives=fewer"],
+        [
+            "trainer.term_gradients_every=5 steps",
+            "trainer.accumulation=2",
+            "trainer.accumulation_negatives=cached",
+            "task.contrast=null",
+        ],
+        [*CLASSIFY, "task.heads=separate", "fusion=null"],
+        [*CLASSIFY, "task.pooling=mean"],
+        # What only pre-training looks at does not matter to a classifier that inherits it.
+        ["audio.mask_ratio=0.9", *CLASSIFY],
+    ],
+    ids=str,
+)
+def test_what_fits_is_let_through(changes: list[str]) -> None:
+    recipe = tiny_recipe()
+    tree_changes = sorted(changes, key=lambda change: not change.startswith("task={"))
+    change_recipe(recipe, *tree_changes)
