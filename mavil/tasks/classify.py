@@ -2,46 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mavil import distributed
 from mavil.evaluation.metrics import classification_metrics
 from mavil.evaluation.predict import collect
-from mavil.models.classifier import Classifier
+from mavil.models.classifier import JOINT, AlonePooling, Classifier
 from mavil.models.tokens import patchify
-from mavil.structs import Inputs, LossReport, Modality, TokenGrid
+from mavil.structs import Inputs, LossReport, Modality, TokenGrid, UserError
 from mavil.tasks.base import ParameterGroup, group_parameters, unwrapped
+from mavil.tasks.presence import dropped_presence
 
 
 class Classification:
-    """Labels from one modality or both.
+    """Labels from one modality, from both by one head, or from each by a head of its own.
 
     ``multi_label`` chooses sigmoid cross-entropy over all classes (AudioSet) [source Audio-MAE]; otherwise targets are
-    one label per clip and the loss is cross-entropy with optional ``label_smoothing``.
+    one label per clip and the loss is cross-entropy with optional ``label_smoothing``. Separate heads are trained by the sum
+    of their losses [source AV-SUPERB copy].
+
+    Args:
+        model: what is trained; the engine may wrap it.
+        multi_label, label_smoothing: see above.
+        modality_dropout: share of the training clips that is treated as having one modality; evaluation takes nothing away.
+        has_gaps: whether training batches may hold clips without a modality. Known beforehand, because ranks exchange counts
+            then.
+        alone: as in :meth:`Classifier.forward`.
     """
 
-    def __init__(self, model: Classifier, multi_label: bool, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        multi_label: bool,
+        label_smoothing: float = 0.0,
+        modality_dropout: float = 0.0,
+        has_gaps: bool = False,
+        alone: AlonePooling = "own",
+    ) -> None:
         self.model: nn.Module = model
+        self.alone = alone
         self.multi_label = multi_label
         self.label_smoothing = label_smoothing
+        self.modality_dropout = modality_dropout
+        self.has_gaps = has_gaps or modality_dropout > 0
         self.grids: dict[Modality, TokenGrid] = model.grids()
+        self.outputs = model.outputs
 
     def loss(self, inputs: Inputs, step: int) -> LossReport:
-        """Cross-entropy of this batch; ``step`` is not used."""
-        logits, targets = self.model(self._patches(inputs)), self._targets(inputs)
-        if self.multi_label:
-            value = F.binary_cross_entropy_with_logits(logits.float(), targets)
-            return LossReport({"binary_cross_entropy": value}, {"binary_cross_entropy": 1.0})
-        classes = targets.argmax(dim=1)
-        value = F.cross_entropy(logits.float(), classes, label_smoothing=self.label_smoothing)
-        accuracy = (logits.detach().argmax(dim=1) == classes).float().mean()
-        return LossReport({"cross_entropy": value}, {"cross_entropy": 1.0}, {"accuracy": accuracy})
+        """Cross-entropy of this batch, one term per head; ``step`` is not used.
 
-    def _patches(self, inputs: Inputs) -> dict[Modality, Tensor]:
-        return {m: patchify(inputs.of(m), grid) for m, grid in self.grids.items()}
+        A head of one modality learns from the clips that have it; a joint head from all clips, with what they have.
+        """
+        targets = self._targets(inputs)
+        patches = {m: patchify(inputs.of(m), grid) for m, grid in self.grids.items()}
+        present = dropped_presence(inputs, tuple(self.grids), self.modality_dropout)
+        logits: dict[str, Tensor] = self.model(patches, present, alone=self.alone)
+        report = LossReport({}, {})
+        for output, scores in logits.items():
+            if output == JOINT:
+                self._add_term(report, "", scores.float(), targets, None)
+            else:
+                self._add_term(report, f"{output}_", scores.float(), targets, self._judged(output, present, inputs))
+        return report
+
+    def _judged(self, output: str, present: Mapping[Modality, Tensor | None], inputs: Inputs) -> Tensor | None:
+        """As :func:`_judged`, but with gaps no rank may say ``None``: the others would wait for its count."""
+        judged = _judged(output, present)
+        if judged is None and self.has_gaps:
+            return torch.ones(len(inputs), dtype=torch.bool, device=self._targets(inputs).device)
+        return judged
+
+    def _add_term(
+        self, report: LossReport, prefix: str, logits: Tensor, targets: Tensor, judged: Tensor | None
+    ) -> None:
+        """Loss and accuracy of one head: means over the clips that are ``judged``, ``[B]`` bool; zero where none is."""
+        kind = "binary_cross_entropy" if self.multi_label else "cross_entropy"
+        is_right = (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).float()
+        if judged is None:
+            loss, accuracy = self._cross_entropy(logits, targets, "mean"), is_right.mean()
+        else:
+            shares = _shares(judged, across_ranks=self.has_gaps)
+            loss, accuracy = (self._cross_entropy(logits, targets, "none") * shares).sum(), (is_right * shares).sum()
+        report.terms[f"{prefix}{kind}"] = loss
+        report.weights[f"{prefix}{kind}"] = 1.0
+        if not self.multi_label:
+            report.scalars[f"{prefix}accuracy"] = accuracy
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        if not self.multi_label:
+            return F.cross_entropy(
+                logits, targets.argmax(dim=1), label_smoothing=self.label_smoothing, reduction=reduction
+            )
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction=reduction)
+        return losses if reduction == "mean" else losses.mean(dim=1)
 
     def _targets(self, inputs: Inputs) -> Tensor:
         if inputs.targets is None:
@@ -59,14 +117,67 @@ class Classification:
         return group_parameters(model, weight_decay, scale_of)
 
     def evaluate(self, batches: Iterable[Inputs]) -> dict[str, float]:
-        """Accuracy or mAP over the whole set; see :func:`mavil.evaluation.metrics.classification_metrics`."""
-        collected = collect(batches, self._predict)
-        scores, targets = collected.values["logits"], collected.values["targets"]
-        return classification_metrics(scores, targets, self.multi_label)
+        """Accuracy or mAP over the whole set; see :func:`mavil.evaluation.metrics.classification_metrics`.
+
+        Clips without anything a head looks at are left out. Separate heads have their metrics as ``audio/accuracy`` and so
+        on; those of a modality that no clip has are left out.
+
+        Raises:
+            UserError: no clip has any modality that the classifier knows.
+        """
+        values = collect(batches, self._predict).values
+        metrics: dict[str, float] = {}
+        for output in self.outputs:
+            is_judged = values[f"{output}_judged"].bool()
+            if is_judged.any():
+                scores, targets = values[output][is_judged], values["targets"][is_judged]
+                prefix = "" if output == JOINT else f"{output}/"
+                found = classification_metrics(scores, targets, self.multi_label)
+                metrics |= {f"{prefix}{name}": value for name, value in found.items()}
+        if not metrics:
+            raise UserError(
+                f"no clip of the evaluation set has {' or '.join(self.grids)}: check data.evaluation and the modalities"
+            )
+        return metrics
 
     def _predict(self, inputs: Inputs) -> dict[str, Tensor]:
-        return {"logits": unwrapped(self.model)(self._patches(inputs)), "targets": self._targets(inputs)}
+        """``[B, classes]`` logits by output, which clips they judge, and the targets."""
+        targets = self._targets(inputs)
+        present = {m: inputs.present(m) for m in self.grids}
+        # What nobody has is not computed.
+        patches = {m: patchify(inputs.of(m), grid) for m, grid in self.grids.items() if _anybody(present[m])}
+        logits: dict[str, Tensor] = {}
+        if patches:
+            logits = unwrapped(self.model)(patches, present, alone=self.alone)
+        rows: dict[str, Tensor] = {"targets": targets}
+        for output in self.outputs:
+            judged = _judged(output, present)
+            rows[output] = logits.get(output, torch.zeros_like(targets))
+            rows[f"{output}_judged"] = torch.ones(len(inputs)) if judged is None else judged.float()
+        return rows
 
     def export_modules(self) -> dict[str, nn.Module]:
-        """Encoders, fusion, the norm before the head and the head, each by name."""
+        """Encoders, fusion, the norms before the heads and the heads, each by name."""
         return cast(Classifier, unwrapped(self.model)).parts()
+
+
+def _anybody(present: Tensor | None) -> bool:
+    return present is None or bool(present.any())
+
+
+def _judged(output: str, present: Mapping[Modality, Tensor | None]) -> Tensor | None:
+    """``[B]`` bool, which clips have something that a head looks at; ``None`` where all have."""
+    flags = list(present.values()) if output == JOINT else [present[cast(Modality, output)]]
+    known = [flag for flag in flags if flag is not None]
+    return torch.stack(known).any(dim=0) if len(known) == len(flags) else None
+
+
+def _shares(judged: Tensor, across_ranks: bool) -> Tensor:
+    """``[B]``: what each clip counts in a mean over those that are judged.
+
+    Across ranks, which may judge different numbers of clips, the mean number divides: DDP's mean is then that of one process.
+    """
+    number = judged.sum().float()
+    if across_ranks:
+        number = distributed.mean_over_ranks(number)
+    return judged / number.clamp(min=1 / distributed.world_size())  # nobody judges any: 0, not 0 / 0
