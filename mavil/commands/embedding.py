@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,44 +17,98 @@ from mavil.evaluation.predict import collect
 from mavil.evaluation.probing import loudness
 from mavil.models.masked import MaskedLearner
 from mavil.recipe import change_recipe
-from mavil.structs import Inputs
+from mavil.structs import MODALITIES, Inputs, Modality, UserError
 from mavil.tasks.pretrain import embed_batch
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """One row per clip, sorted by key: ``audio`` and ``video`` ``[n, D]`` pooled encoder outputs of the complete clip.
+    """One row per clip, sorted by key: ``audio`` and ``video`` ``[n, Z]`` of the whole clip, the mean over its windows.
 
-    ``loudness`` ``[n]`` is measured from the waveform, see :func:`mavil.evaluation.probing.loudness`.
+    ``audio_present`` and ``video_present`` ``[n]`` bool say which clips have the modality; rows of the others mean nothing.
+    Of a modality that the recipe lacks all are absent, and ``[n, 0]``. ``loudness`` ``[n]`` is measured from the waveform, see
+    :func:`mavil.evaluation.probing.loudness`; NaN without sound.
     """
 
     keys: list[str]
     metadata: list[dict[str, str]]
     audio: Tensor
     video: Tensor
+    audio_present: Tensor
+    video_present: Tensor
     loudness: list[float]
 
+    def complete(self, modalities: Sequence[Modality] = MODALITIES) -> Embedded:
+        """The clips that have all of these modalities.
 
-def embed_shards(model: MaskedLearner, recipe: Recipe, shards: Path | str, device: torch.device) -> Embedded:
-    """Embed every clip of ``shards`` once, over all ranks, without augmentation."""
-    recipe = change_recipe(recipe, f"data.evaluation={shards}")
+        Raises:
+            UserError: there is none.
+        """
+        has = {"audio": self.audio_present, "video": self.video_present}
+        rows = torch.stack([has[modality] for modality in modalities]).all(dim=0).nonzero().flatten()
+        if not len(rows):
+            raise UserError(f"none of {len(self.keys)} clips has {' and '.join(modalities)}: name other shards")
+        chosen = rows.tolist()
+        return Embedded(
+            [self.keys[row] for row in chosen],
+            [self.metadata[row] for row in chosen],
+            self.audio[rows],
+            self.video[rows],
+            self.audio_present[rows],
+            self.video_present[rows],
+            [self.loudness[row] for row in chosen],
+        )
+
+
+def embed_shards(
+    model: MaskedLearner, recipe: Recipe, shards: Path | str, device: torch.device, projects: bool = True
+) -> Embedded:
+    """Embed every clip of ``shards`` once, over all ranks, without augmentation; each with the modalities that it has.
+
+    Without ``projects`` rows are what stands before the model's projections, where it has any.
+    """
+    recipe = change_recipe(recipe, f"data.evaluation={shards}", "data.missing_modality=keep")
     loader = loader_for(recipe, "evaluation", None, training=False)
-    measured: dict[str, float] = {}
+    measured: dict[tuple[str, int], float] = {}
     batches = _prepared_and_measured(loader, prepare_for(recipe, device, training=False), measured)
     model = model.to(device).eval()
     grids = {m: model.grid(m) for m in recipe.modalities}
 
     def compute(inputs: Inputs) -> dict[str, Tensor]:
-        values = torch.tensor([measured[key] for key in inputs.keys], dtype=torch.float64)
-        return {**embed_batch(model, grids, inputs), "loudness": values}
+        rows = zip(inputs.keys, inputs.seeds.tolist(), strict=True)
+        flags = {f"{m}_present": _flags(inputs.present(m), len(inputs)) for m in grids}
+        return {
+            **embed_batch(model, grids, inputs, projects),
+            **flags,
+            "loudness": torch.tensor([measured.get(row, torch.nan) for row in rows], dtype=torch.float64),
+        }
 
     collected = collect(batches, compute)
     values = collected.values
-    return Embedded(collected.keys, collected.metadata, values["audio"], values["video"], values["loudness"].tolist())
+    nothing, nobody = torch.zeros(len(collected), 0), torch.zeros(len(collected), dtype=torch.bool)
+    return Embedded(
+        collected.keys,
+        collected.metadata,
+        values.get("audio", nothing),
+        values.get("video", nothing),
+        values.get("audio_present", nobody),
+        values.get("video_present", nobody),
+        values["loudness"].tolist(),
+    )
 
 
-def _prepared_and_measured(loader: Loader, prepare: Prepare, measured: dict[str, float]) -> Iterator[Inputs]:
+def _flags(present: Tensor | None, num_clips: int) -> Tensor:
+    return torch.ones(num_clips, dtype=torch.bool) if present is None else present
+
+
+def _prepared_and_measured(
+    loader: Loader, prepare: Prepare, measured: dict[tuple[str, int], float]
+) -> Iterator[Inputs]:
+    """Inputs; ``measured`` has the loudness of all until then by key and seed."""
     for batch in loader:
         if batch.waveforms is not None and batch.waveform_lengths is not None:
-            measured.update(zip(batch.keys, loudness(batch.waveforms, batch.waveform_lengths), strict=True))
+            levels = torch.tensor(loudness(batch.waveforms, batch.waveform_lengths), dtype=torch.float64)
+            levels[~_flags(batch.audio_present, len(batch))] = torch.nan
+            rows = zip(batch.keys, batch.seeds.tolist(), strict=True)
+            measured.update(zip(rows, levels.tolist(), strict=True))
         yield prepare(batch)

@@ -29,7 +29,14 @@ LOUDNESS = "loudness"
 
 
 def retrieval_results(embedded: Embedded, within: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Both directions over the whole gallery, and inside the groups of each metadata field of ``within``."""
+    """Both directions over the whole gallery, and inside the groups of each metadata field of ``within``.
+
+    The gallery are the clips that have both modalities.
+
+    Raises:
+        UserError: there are none, or one has no such metadata field.
+    """
+    embedded = embedded.complete()
     results = {"whole gallery": both_directions(embedded.audio, embedded.video)}
     for field in within:
         groups = cue_column(embedded.metadata, field)
@@ -38,7 +45,11 @@ def retrieval_results(embedded: Embedded, within: list[str]) -> dict[str, dict[s
 
 
 def cue_results(train: Embedded, test: Embedded, cues: list[str]) -> list[CueResult]:
-    """Linear probes of each cue from each modality's embedding, fitted on ``train``, scored on ``test``."""
+    """Linear probes of each cue from each modality's embedding, fitted on ``train``, scored on ``test``.
+
+    On clips that have both modalities, so that the two columns are of the same clips.
+    """
+    train, test = train.complete(), test.complete()
 
     def columns(embedded: Embedded) -> dict[str, Cue]:
         return {cue: embedded.loudness if cue == LOUDNESS else cue_column(embedded.metadata, cue) for cue in cues}
@@ -47,6 +58,14 @@ def cue_results(train: Embedded, test: Embedded, cues: list[str]) -> list[CueRes
         return {"audio": embedded.audio, "video": embedded.video}
 
     return cue_table(embeddings(train), columns(train), embeddings(test), columns(test))
+
+
+def left_out(embedded: Embedded) -> dict[str, int]:
+    """How many clips are in no gallery, by the modality they lack; none has neither."""
+    return {
+        "without_audio": int((~embedded.audio_present).sum()),
+        "without_video": int((~embedded.video_present).sum()),
+    }
 
 
 def names_in(text: str | None) -> list[str]:
@@ -89,17 +108,30 @@ def retrieve(
         stored = {
             "shards": recipe.data.evaluation,
             "checkpoint": checkpoint,
+            "left_out": left_out(gallery),
             "retrieval": results,
             "cues": [asdict(cue) for cue in probed],
         }
         write_text(run / RESULT_FILE, json.dumps(stored, indent=2) + "\n")
-        _print(Console(), results, probed)
+        console = Console()
+        _print_left_out(console, gallery)
+        _print(console, results, probed)
 
 
 def _with_shards(recipe: Recipe, shards: str | None, train_shards: str | None) -> Recipe:
     changes = [f"data.evaluation={shards}"] if shards else []
     changes += [f"data.train={train_shards}"] if train_shards else []
     return change_recipe(recipe, *changes)
+
+
+def _print_left_out(console: Console, gallery: Embedded) -> None:
+    sound, picture = left_out(gallery).values()
+    if sound + picture:
+        console.print(
+            f"{sound + picture} of {len(gallery.keys)} clips left out of the gallery: {sound} without sound, "
+            f"{picture} without picture",
+            highlight=False,
+        )
 
 
 def _print(console: Console, results: dict[str, dict[str, dict[str, Any]]], cues: list[CueResult]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mavil.structs import uniform_draws
+from mavil.seeds import uniform_draws
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Width over height of random crops, log-uniform between the two [torchvision's RandomResizedCrop]."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mavil.structs import SAMPLE_RATE, uniform_draws
+from mavil.seeds import uniform_draws
+from mavil.structs import SAMPLE_RATE
 
 WINDOW_SAMPLES = 400
 """25 ms: waveform samples under one spectrogram step."""

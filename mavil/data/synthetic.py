@@ -21,7 +21,8 @@ from mavil.data.media import encode_clip
 from mavil.data.shards.index import ShardIndex
 from mavil.data.shards.pack import make_shards
 from mavil.data.synthetic_families import FAMILIES, Factors, Shape
-from mavil.structs import SAMPLE_RATE, Clip, UserError, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import SAMPLE_RATE, Clip, UserError
 
 SECONDS = 4.0
 SIZE = 96

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,8 +28,46 @@ class Collected:
         return len(self.keys)
 
 
+@dataclass
+class _Share:
+    """What one rank has collected: a row per window, in any order."""
+
+    keys: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    pieces: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, inputs: Inputs, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.pieces.setdefault(name, []).append(_checked(name, value, len(inputs)))
+        self.keys += inputs.keys
+        self.seeds += inputs.seeds.tolist()
+        self.metadata += inputs.metadata or [{} for _ in inputs.keys]
+
+    def repeated(self) -> list[str]:
+        """Keys that came twice with one seed: windows of a clip have different ones."""
+        counts = Counter(zip(self.keys, self.seeds, strict=True))
+        return [key for (key, _), count in counts.items() if count > 1]
+
+    def by_clip(self) -> Collected:
+        """The mean over the windows of each clip, in the same order whatever order they came in."""
+        values = {name: torch.cat(pieces) for name, pieces in self.pieces.items()}
+        order = sorted(range(len(self.keys)), key=lambda row: (self.keys[row], self.seeds[row]))
+        keys = [self.keys[row] for row in order]
+        first = [place for place, key in enumerate(keys) if place == 0 or key != keys[place - 1]]
+        counts = torch.tensor([*first[1:], len(keys)]) - torch.tensor(first)
+        return Collected(
+            [keys[place] for place in first],
+            [self.metadata[order[place]] for place in first],
+            {name: _mean_of_each(value[order], first, counts) for name, value in values.items()},
+        )
+
+
 def collect(batches: Iterable[Inputs], compute: Callable[[Inputs], dict[str, Tensor]]) -> Collected:
     """Call ``compute`` on this rank's batches and join the rows of all ranks.
+
+    A clip may come in several windows, rows of one key with different seeds, all of them on one rank. Its row is then their
+    mean; of what is no floating-point number, and of the metadata, that of one of them.
 
     Args:
         batches: this rank's share, each clip exactly once over all ranks; shares may differ in length or be empty.
@@ -40,18 +78,13 @@ def collect(batches: Iterable[Inputs], compute: Callable[[Inputs], dict[str, Ten
         UserError: the evaluation set holds no clip.
         ValueError: a clip came twice, or ``compute`` returned a tensor that has not one row per clip.
     """
-    keys: list[str] = []
-    metadata: list[dict[str, str]] = []
-    pieces: dict[str, list[Tensor]] = {}
+    share = _Share()
     # Ranks may hold different numbers of batches: whoever talked to the others in this loop would wait forever.
     with torch.inference_mode():
         for inputs in batches:
-            for name, value in compute(inputs).items():
-                pieces.setdefault(name, []).append(_checked(name, value, len(inputs)))
-            keys += inputs.keys
-            metadata += inputs.metadata or [{} for _ in inputs.keys]
-    own = Collected(keys, metadata, {name: torch.cat(values) for name, values in pieces.items()})
-    return _joined([share for share in distributed.gather_objects(own) if len(share)])
+            share.add(inputs, compute(inputs))
+        own = share.by_clip() if share.keys else Collected([], [], {})
+    return _joined(distributed.gather_objects((own, share.repeated())))
 
 
 def _checked(name: str, value: Tensor, num_clips: int) -> Tensor:
@@ -61,12 +94,24 @@ def _checked(name: str, value: Tensor, num_clips: int) -> Tensor:
     return (value.float() if value.is_floating_point() else value).cpu()
 
 
-def _joined(shares: list[Collected]) -> Collected:
+def _mean_of_each(rows: Tensor, first: list[int], counts: Tensor) -> Tensor:
+    """``rows`` ``[n, ...]`` in blocks of ``counts`` ``[m]`` that begin at ``first``: ``[m, ...]``."""
+    if len(first) == len(rows) or not rows.is_floating_point():
+        return rows[first]
+    blocks = torch.arange(len(first)).repeat_interleave(counts)
+    # float64: the mean of equal numbers, the targets for one, is then that number.
+    sums = torch.zeros(len(first), *rows.shape[1:], dtype=torch.float64).index_add_(0, blocks, rows.double())
+    return (sums / counts.view(-1, *[1] * (rows.ndim - 1))).float()
+
+
+def _joined(answers: list[tuple[Collected, list[str]]]) -> Collected:
+    shares = [share for share, _ in answers if len(share)]
     if not shares:
         raise UserError("the evaluation set holds no clip: check data.evaluation")
     keys = [key for share in shares for key in share.keys]
     metadata = [entry for share in shares for entry in share.metadata]
-    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    repeated = [key for _, found in answers for key in found]
+    repeated += [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
         raise ValueError(
             f"{len(repeated)} clips came more than once, first {repeated[0]!r}: each must be evaluated exactly once"

@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from mavil.data.media import encode_clip
 from mavil.data.shards.clip_table import CLIPS, LABELS, ClipTable, write_table
 from mavil.data.shards.index import ShardIndex, ShardInfo, sha256_of, write_index
 from mavil.data.shards.tars import survey_shard
-from mavil.structs import SAMPLE_RATE, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import SAMPLE_RATE
 
 Members = Mapping[str, bytes]
 
@@ -41,6 +44,27 @@ def record_bytes(key: str, seconds: float = 0.05, labels: Sequence[str] = (), **
 def sound_clip(key: str, seconds: float = 0.05, labels: Sequence[str] = (), **metadata: str) -> Members:
     """A usable clip without picture."""
     return {"wav": wav_bytes(key, seconds), "json": record_bytes(key, seconds, labels, **metadata)}
+
+
+def media_clip(
+    key: str,
+    seconds: float = 0.5,
+    *,
+    sound: bool = True,
+    picture: bool = True,
+    is_told: bool = True,
+    labels: Sequence[str] = (),
+) -> Members:
+    """A clip with sound, picture (32 x 48, 8 Hz) or both; its record says which, or (``is_told`` False) that it has both."""
+    generator = torch.Generator().manual_seed(sample_seed(key) % 2**31)
+    blocks = torch.randint(0, 256, (int(8 * seconds), 3, 4, 6), generator=generator, dtype=torch.uint8)
+    waveform = torch.randn(int(SAMPLE_RATE * seconds), generator=generator) * 0.1
+    media = encode_clip(
+        blocks.repeat_interleave(8, 2).repeat_interleave(8, 3) if picture else None, 8.0, waveform if sound else None
+    )
+    flags = {"has_audio": sound or not is_told, "has_video": picture or not is_told}
+    record = {"key": key, "labels": list(labels), "metadata": {}, "duration_seconds": seconds, **flags}
+    return {"mp4" if picture else "m4a": media, "json": json.dumps(record).encode()}
 
 
 def write_tar(path: Path, clips: Mapping[str, Members]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
 from mavil.data.frames import ATTEMPTS, FrameFrontEnd, centre_boxes, random_boxes, resample
-from mavil.data.loading.samples import stack_samples
+from mavil.data.loading.batches import stack_samples
+from mavil.data.loading.samples import ClipDecoder
+from mavil.data.media import FrameWindow
 from mavil.data.prepare import Prepare, prepared
 from mavil.data.spectrogram import (
     FLOOR,
@@ -21,7 +24,8 @@ from mavil.data.spectrogram import (
     num_spectrogram_steps,
     roll_waveforms,
 )
-from mavil.structs import Batch, Inputs, Sample, uniform_draws
+from mavil.seeds import uniform_draws
+from mavil.structs import Batch, Inputs, Sample
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AUDIO_MEAN, AUDIO_STD = -4.2677393, 4.5689974
@@ -258,6 +262,44 @@ def test_float32_under_autocast() -> None:
 def test_a_missing_modality_is_named() -> None:
     with pytest.raises(ValueError, match="no waveforms"):
         front_ends(training=False)(Batch(keys=[], seeds=torch.zeros(0, dtype=torch.int64)))
+
+
+def incomplete(samples: list[Sample]) -> list[Sample]:
+    """Clip 1 without sound, clip 3 without picture."""
+    lacking = {1: {"waveform": None}, 3: {"frames": None}}
+    return [dataclasses.replace(sample, **lacking.get(i, {})) for i, sample in enumerate(samples)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_absent_modalities_are_zero_and_change_no_other_clip(training: bool) -> None:
+    samples = some_samples()
+    prepare = front_ends(training)
+    whole, gaps = prepare(stack_samples(samples, None)), prepare(stack_samples(incomplete(samples), None))
+    assert whole.audio_present is None
+    assert whole.video_present is None
+    flags = {"audio": gaps.audio_present, "video": gaps.video_present}
+    for modality, absent in (("audio", 1), ("video", 3)):
+        present = flags[modality]
+        assert present is not None
+        assert present.tolist() == [row != absent for row in range(5)]
+        assert gaps.of(modality)[absent].eq(0).all()
+        assert torch.equal(gaps.of(modality)[present], whole.of(modality)[present])
+        assert whole.of(modality)[absent].abs().sum() > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_modality_that_no_clip_has_is_zero_in_its_usual_shape(training: bool) -> None:
+    decoder = ClipDecoder(1.5, FrameWindow(2, 2.0, 64), 0, training)
+    prepare = front_ends(training)
+    whole = prepare(stack_samples(some_samples(), None))
+    for modality, part in (("audio", "waveform"), ("video", "frames")):
+        lacking = [dataclasses.replace(sample, **{part: None}) for sample in some_samples()]
+        inputs = prepare(stack_samples(lacking, None, decoder.blanks))
+        assert inputs.of(modality).shape == whole.of(modality).shape
+        assert inputs.of(modality).eq(0).all()
+        present = inputs.audio_present if modality == "audio" else inputs.video_present
+        assert present is not None
+        assert not present.any()
 
 
 @pytest.mark.gpu

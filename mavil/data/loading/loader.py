@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -34,7 +35,7 @@ from mavil.data.loading.workers import DESK_FIELDS, Deliveries, Delivery, Worker
 from mavil.data.stream.attempts import RemoteOptions
 from mavil.data.stream.shard_set import open_shards
 from mavil.data.stream.weights import Draws
-from mavil.structs import Batch, UserError
+from mavil.structs import MODALITIES, Batch, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Loader:
         self._num_workers = num_workers
         self._pin_memory = pin_memory
         self._num_samples = self._bytes_read = 0
+        self._without: Counter[str] = Counter()
         self._processes = self._make_processes(deliveries)
         self._running: Any = None
 
@@ -95,9 +97,13 @@ class Loader:
 
     @property
     def counts(self) -> dict[str, int]:
-        """What this rank has to report: ``skipped_<cause>``, ``samples`` handed over, ``bytes_read`` for them."""
+        """What this rank has to report: ``skipped_<cause>``, ``samples`` handed over, ``bytes_read`` for them.
+
+        Where some of those samples lack a modality, also ``without_audio`` and ``without_video``.
+        """
         skipped = {f"skipped_{cause}": count for cause, count in self._tally.counts.items()}
-        return {**skipped, "samples": self._num_samples, "bytes_read": self._bytes_read}
+        without = {f"without_{modality}": count for modality, count in self._without.items() if count}
+        return {**skipped, **without, "samples": self._num_samples, "bytes_read": self._bytes_read}
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches in order.
@@ -118,6 +124,7 @@ class Loader:
         positions = list(self._deliveries.positions)
         self._tally.start()
         self._num_samples = self._bytes_read = 0
+        self._without = Counter()
         for delivery in self._undying(positions):
             if delivery.failure is not None:
                 raise UserError(delivery.failure)
@@ -127,6 +134,7 @@ class Loader:
             if delivery.batch is None:
                 continue
             self._num_samples += len(delivery.batch)
+            self._without.update(_lacking(delivery.batch))
             if training:
                 next_worker = (delivery.worker + 1) % len(positions)
                 delivery.batch.position = describe_place(self._deliveries, positions, next_worker)
@@ -248,6 +256,12 @@ def _check_enough(deliveries: Deliveries) -> None:
             f"{location}: {num_clips} clips are fewer than one training batch of {needed} (over all ranks): "
             "set trainer.device_batch smaller or pack more clips"
         )
+
+
+def _lacking(batch: Batch) -> dict[str, int]:
+    """Samples without each modality."""
+    flags = {modality: getattr(batch, f"{modality}_present") for modality in MODALITIES}
+    return {modality: int((~present).sum()) for modality, present in flags.items() if present is not None}
 
 
 def _dead_workers(running: Any) -> list[tuple[int, int]]:

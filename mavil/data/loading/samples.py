@@ -1,9 +1,9 @@
-"""Raw clip -> Sample -> Batch: what is decoded, what is remembered, what cannot be used and why."""
+"""Raw clip -> samples: what is decoded, what is remembered, what cannot be used and why."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,13 @@ from torch import Tensor
 from mavil.data.labels import Vocabulary, record_labels
 from mavil.data.media import DecodeError, FrameWindow, SoundWindow, decode_clip
 from mavil.data.stream.clips import RawClip
-from mavil.structs import Batch, Modality, Sample, UserError, sample_seed, uniform_draws
+from mavil.seeds import sample_seed, uniform_draws
+from mavil.structs import MODALITIES, Modality, Sample, UserError
 
 BYTES_PER_GIB = 2**30
+_THING: dict[Modality, str] = {"audio": "sound", "video": "picture"}
+_LACKING: dict[str, Modality] = {"no_audio": "audio", "no_video": "video"}
+"""What a file lacks, by the decoder's cause."""
 
 
 class UnusableClip(Exception):  # noqa: N818 - a verdict on data, not an error of the program
@@ -28,7 +32,9 @@ class UnusableClip(Exception):  # noqa: N818 - a verdict on data, not an error o
 
 
 Decoded = tuple[Tensor | None, Tensor | None]
-"""Waveform and frames of one clip."""
+"""Waveform and frames of one window of a clip."""
+Lengths = Mapping[Modality, float]
+"""Seconds of the window of each modality that is to be decoded."""
 
 
 @dataclass
@@ -57,7 +63,7 @@ class Cache:
 
 @dataclass
 class ClipDecoder:
-    """Turns raw clips into samples, the same sample for the same (seed, epoch, key) in any process.
+    """Turns raw clips into samples, the same samples for the same (seed, epoch, key) in any process.
 
     Attributes:
         audio_seconds: longest waveform; ``None`` leaves the sound alone.
@@ -68,6 +74,9 @@ class ClipDecoder:
         vocabulary: when given, clips without a label are unusable and unknown labels end the run.
         label_field: take the label from this metadata field.
         cache: decoded tensors of earlier passes. It changes the speed and nothing else.
+        keeps_incomplete: a clip without sound or without picture gives samples with what it has; otherwise it is unusable.
+        windows: samples of a clip that is longer than the windows, spread evenly over it (evaluation).
+        hidden: modalities that are not decoded though the model has them: every sample is without.
     """
 
     audio_seconds: float | None
@@ -78,12 +87,17 @@ class ClipDecoder:
     vocabulary: Vocabulary | None = None
     label_field: str | None = None
     cache: Cache = field(default_factory=Cache)
+    keeps_incomplete: bool = False
+    windows: int = 1
+    hidden: tuple[Modality, ...] = ()
 
-    def decode(self, raw: RawClip) -> Sample:
-        """Read a clip's record and decode the wanted modalities.
+    def decode(self, raw: RawClip) -> list[Sample]:
+        """Read a clip's record and decode the wanted modalities: one sample per window, in the order of time.
+
+        The first has the clip's own seed, each other one a seed of its own.
 
         Raises:
-            UnusableClip: damaged shard, missing or unreadable record, media or modality, or no label.
+            UnusableClip: damaged shard, missing or unreadable record, media or modality in one of the windows, or no label.
             UserError: a label that the vocabulary does not have.
         """
         if raw.damage is not None:
@@ -92,15 +106,23 @@ class ClipDecoder:
         if raw.media is None:
             raise UnusableClip("no_media", "the shard has only the clip's record")
         labels = self._labels(record, raw)
-        self._check_modalities(record)
         seed = self._seed(raw)
-        starts = self.starts(record["duration_seconds"], seed)
-        try:
-            waveform, frames = self._decoded(raw, raw.media, starts)
-        except DecodeError as error:
-            raise UnusableClip(error.cause, error.detail) from error
+        windows = self._decoded_windows(raw, raw.media, record["duration_seconds"], seed, self._lengths_of(record))
         metadata = {str(name): str(value) for name, value in record.get("metadata", {}).items()}
-        return Sample(raw.key, seed, waveform, frames, labels, metadata)
+        return [
+            Sample(raw.key, sample_seed(seed, "window", number) if number else seed, *decoded, labels, metadata)
+            for number, decoded in enumerate(windows)
+        ]
+
+    @property
+    def blanks(self) -> dict[Modality, Tensor]:
+        """What a batch holds of a modality of the model that none of its clips has: the least there can be, all zero."""
+        found: dict[Modality, Tensor] = {}
+        if self.audio_seconds is not None:
+            found["audio"] = torch.zeros(1)
+        if self.frame_window is not None:
+            found["video"] = torch.zeros(self.frame_window.num_frames, 3, 1, 1, dtype=torch.uint8)
+        return found
 
     def _seed(self, raw: RawClip) -> int:
         epoch = raw.epoch if self.training else 0
@@ -120,19 +142,63 @@ class ClipDecoder:
             raise UserError(f"clip {raw.key} of {raw.shard}: {error}") from None
         return labels
 
-    def starts(self, duration_seconds: float, seed: int) -> dict[Modality, float]:
-        """Second of the clip at which each wanted modality begins.
-
-        The longer of the two windows lies anywhere in the clip in training, in its middle in evaluation; the shorter one lies
-        likewise inside the longer, so that sound and picture are of the same moment however long the clip is.
-        """
+    @property
+    def _lengths(self) -> dict[Modality, float]:
         lengths: dict[Modality, float] = {}
         if self.audio_seconds is not None:
             lengths["audio"] = self.audio_seconds
         if self.frame_window is not None:
             lengths["video"] = self.frame_window.num_frames / self.frame_window.frames_per_second
+        return {m: seconds for m, seconds in lengths.items() if m not in self.hidden}
+
+    def _lengths_of(self, record: dict[str, Any]) -> Lengths:
+        """Of the wanted modalities, those that the record does not deny."""
+        lengths: Lengths = self._lengths
+        for modality in MODALITIES:
+            if modality in lengths and record.get(f"has_{modality}") is False:
+                lengths = self._without(lengths, modality, f"its record says that it has no {_THING[modality]}")
+        return lengths
+
+    def _without(self, lengths: Lengths, modality: Modality, detail: str) -> Lengths:
+        """What is left of a clip that lacks a modality.
+
+        Raises:
+            UnusableClip: nothing, or it is not to be used.
+        """
+        left = {m: seconds for m, seconds in lengths.items() if m != modality}
+        if not self.keeps_incomplete or len(self._lengths) == 1:
+            raise UnusableClip(f"no_{modality}", detail)
+        if not left:
+            raise UnusableClip("empty", "it has neither sound nor picture")
+        return left
+
+    def places(self, duration_seconds: float, lengths: Lengths | None = None) -> list[float]:
+        """Where in a clip each of its windows lies in evaluation: 0 at its beginning, 1 at its end, one in its middle.
+
+        A clip that is not longer than its longest window has only one.
+        """
+        longest = max((lengths or self._lengths).values())
+        if self.training or self.windows == 1 or duration_seconds <= longest:
+            return [0.5]
+        return [number / (self.windows - 1) for number in range(self.windows)]
+
+    def starts(
+        self, duration_seconds: float, seed: int, lengths: Lengths | None = None, place: float = 0.5
+    ) -> dict[Modality, float]:
+        """Second of the clip at which each modality begins.
+
+        The longer of the two windows lies anywhere in the clip in training, at ``place`` in evaluation; the shorter one lies
+        anywhere inside the longer or in its middle, so that sound and picture are of the same moment however long the clip is.
+
+        Args:
+            duration_seconds: of the clip.
+            seed: of the sample.
+            lengths: of the modalities that the clip has; ``None``: of all that are wanted.
+            place: one of :meth:`places`.
+        """
+        lengths = lengths or self._lengths
         span = min(max(lengths.values()), duration_seconds)
-        outer, *inner = [0.5] * (1 + len(lengths))
+        outer, *inner = [place] + [0.5] * len(lengths)
         if self.training:
             outer, *inner = uniform_draws(torch.tensor([seed]), "time window", 1 + len(lengths))[0].tolist()
         begin = outer * (duration_seconds - span)
@@ -141,22 +207,31 @@ class ClipDecoder:
             for (m, length), share in zip(lengths.items(), inner, strict=True)
         }
 
-    def _check_modalities(self, record: dict[str, Any]) -> None:
-        if self.audio_seconds is not None and record.get("has_audio") is False:
-            raise UnusableClip("no_audio", "its record says that it has no sound")
-        if self.frame_window is not None and record.get("has_video") is False:
-            raise UnusableClip("no_video", "its record says that it has no picture")
+    def _decoded_windows(
+        self, raw: RawClip, media: bytes, duration_seconds: float, seed: int, lengths: Lengths
+    ) -> list[Decoded]:
+        places = self.places(duration_seconds, lengths)
+        try:
+            return [self._decoded(raw, media, self.starts(duration_seconds, seed, lengths, place)) for place in places]
+        except DecodeError as error:
+            lacking = _LACKING.get(error.cause)
+            if lacking is None:
+                raise UnusableClip(error.cause, error.detail) from error
+            left = self._without(lengths, lacking, error.detail)
+        # Windows of a modality alone lie elsewhere, whether the record or the file said that it is alone.
+        return self._decoded_windows(raw, media, duration_seconds, seed, left)
 
     def _decoded(self, raw: RawClip, media: bytes, starts: dict[Modality, float]) -> Decoded:
-        sound = None if self.audio_seconds is None else SoundWindow(starts["audio"], self.audio_seconds)
+        sound = SoundWindow(starts["audio"], self.audio_seconds) if "audio" in starts and self.audio_seconds else None
+        frames = self.frame_window if "video" in starts else None
 
         def decode() -> Decoded:
-            return decode_clip(media, sound, self.frame_window, starts.get("video", 0.0), self.backend)
+            return decode_clip(media, sound, frames, starts.get("video", 0.0), self.backend)
 
         if self.training and any(starts.values()):
             # A start drawn from a continuum never comes twice: keeping it would only fill the cache.
             return decode()
-        return self.cache.get((raw.shard, raw.key, *starts.values()), decode)
+        return self.cache.get((raw.shard, raw.key, *starts.items()), decode)
 
 
 def _parse_record(text: bytes | None) -> dict[str, Any]:
@@ -175,31 +250,3 @@ def _parse_record(text: bytes | None) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
         raise UnusableClip("bad_record", "its labels are no list of names or its metadata no mapping")
     return record
-
-
-def stack_samples(samples: Sequence[Sample], vocabulary: Vocabulary | None) -> Batch:
-    """Samples with the same modalities as one batch, padded with zeros to the longest clip and the largest frame."""
-    batch = Batch(
-        keys=[sample.key for sample in samples],
-        seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
-        metadata=[sample.metadata for sample in samples],
-    )
-    waveforms = [sample.waveform for sample in samples if sample.waveform is not None]
-    frames = [sample.frames for sample in samples if sample.frames is not None]
-    if waveforms:
-        batch.waveforms = _pad_and_stack(waveforms)
-        batch.waveform_lengths = torch.tensor([len(waveform) for waveform in waveforms])
-    if frames:
-        batch.frames = _pad_and_stack(frames)
-        batch.frame_sizes = torch.tensor([clip.shape[-2:] for clip in frames])
-    if vocabulary is not None:
-        batch.targets = torch.stack([vocabulary.multi_hot(sample.labels) for sample in samples])
-    return batch
-
-
-def _pad_and_stack(tensors: Sequence[Tensor]) -> Tensor:
-    shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
-    stacked = tensors[0].new_zeros(len(tensors), *shape)
-    for row, tensor in zip(stacked, tensors, strict=True):
-        row[tuple(slice(size) for size in tensor.shape)] = tensor
-    return stacked

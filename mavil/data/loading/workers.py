@@ -9,13 +9,15 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mavil.data.deadline import TimeLimitExceeded, time_limit
-from mavil.data.loading.samples import ClipDecoder, UnusableClip, stack_samples
+from mavil.data.loading.batches import stack_samples
+from mavil.data.loading.samples import ClipDecoder, UnusableClip
 from mavil.data.loading.skips import Skip
 from mavil.data.stream.clips import ClipStream, RawClip
 from mavil.data.stream.position import History
 from mavil.data.stream.shard_set import ShardSet
 from mavil.data.stream.weights import Draws
-from mavil.structs import Batch, Sample, UserError, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import Batch, Sample, UserError
 
 SKIPS_PER_REPORT = 16
 """A worker that leaves out this many clips says so before its batch is full, so that hopeless data ends the run."""
@@ -27,7 +29,8 @@ class WorkerPosition:
     """Where one worker is: it has handed over what it made of the first ``consumed`` clips of ``epoch``.
 
     Turns since then that are not to be repeated on continuing: ``num_reports`` without a batch, then ``num_views`` views of
-    the batch under way, which ends at ``under_way`` (epoch, consumed).
+    the batch under way, which ends at ``under_way`` (epoch, consumed). Of the clip after those, ``num_windows`` windows
+    were in the last batch (evaluation).
     """
 
     epoch: int = 0
@@ -35,6 +38,7 @@ class WorkerPosition:
     num_reports: int = 0
     num_views: int = 0
     under_way: tuple[int, int] | None = None
+    num_windows: int = 0
 
     @property
     def seen(self) -> tuple[int, int]:
@@ -57,7 +61,7 @@ class Delivery:
     def pin_memory(self) -> Delivery:
         """Called by the DataLoader, in CUDA runs, so that copies to the device need not wait."""
         if self.batch is not None:
-            for name in ("waveforms", "waveform_lengths", "frames", "targets"):
+            for name in ("waveforms", "waveform_lengths", "frames", "targets", "audio_present", "video_present"):
                 tensor = getattr(self.batch, name)
                 if tensor is not None:
                     setattr(self.batch, name, tensor.pin_memory())
@@ -118,33 +122,34 @@ class Deliveries(IterableDataset):
 
     def _deliver(self, worker: int, start: WorkerPosition, stream: ClipStream, in_process: bool) -> Iterator[Delivery]:
         position = replace(start, num_reports=0, num_views=0, under_way=None)
-        reports_done, views_done = start.num_reports, start.num_views
+        reports_done, views_done, windows_done = start.num_reports, start.num_views, start.num_windows
         samples: list[Sample] = []
         skips: list[Skip] = []
         num_seen = bytes_before = 0
         storage = self.shards.storage
         for raw in stream.read(position.epoch, position.consumed):
-            num_seen += 1
-            try:
-                samples.append(self._decode(worker, raw, in_process))
-            except UnusableClip as verdict:
-                skips.append(Skip(verdict.cause, verdict.detail, raw.key, raw.shard))
-            if len(samples) < self.batch_size and len(skips) < SKIPS_PER_REPORT:
-                continue
-            news = Delivery(worker, position, None, num_seen, skips, storage.bytes_read - bytes_before)
-            skips, num_seen, bytes_before = [], 0, storage.bytes_read
-            if len(samples) == self.batch_size:
-                batch, samples = stack_samples(samples, self.decoder.vocabulary), []
-                after = WorkerPosition(raw.epoch, raw.consumed)
-                yield from self._views(replace(news, batch=batch), position, after, views_done)
-                position, reports_done, views_done = after, 0, 0
-            else:
-                position = replace(position, num_reports=position.num_reports + 1)
-                if position.num_reports > reports_done:
-                    yield replace(news, position=position)
-        if num_seen:
-            rest = stack_samples(samples, self.decoder.vocabulary) if samples else None
+            made = self._decode(worker, raw, in_process, skips)
+            samples += made[windows_done:]
+            num_seen += 0 if windows_done else 1  # with its first windows the clip was counted
+            windows_done = 0
+            while len(samples) >= self.batch_size or len(skips) >= SKIPS_PER_REPORT:
+                news = Delivery(worker, position, None, num_seen, skips, storage.bytes_read - bytes_before)
+                skips, num_seen, bytes_before = [], 0, storage.bytes_read
+                if len(samples) >= self.batch_size:
+                    batch, samples = self._stack(samples[: self.batch_size]), samples[self.batch_size :]
+                    after = _place_after(raw, len(made), num_left=len(samples))
+                    yield from self._views(replace(news, batch=batch), position, after, views_done)
+                    position, reports_done, views_done = after, 0, 0
+                else:
+                    position = replace(position, num_reports=position.num_reports + 1)
+                    if position.num_reports > reports_done:
+                        yield replace(news, position=position)
+        if num_seen or samples or skips:
+            rest = self._stack(samples) if samples else None
             yield Delivery(worker, position, rest, num_seen, skips, storage.bytes_read - bytes_before)
+
+    def _stack(self, samples: list[Sample]) -> Batch:
+        return stack_samples(samples, self.decoder.vocabulary, self.decoder.blanks)
 
     def _views(
         self, first: Delivery, before: WorkerPosition, after: WorkerPosition, num_done: int
@@ -164,7 +169,15 @@ class Deliveries(IterableDataset):
             news = first if view == num_done else Delivery(first.worker, before, None, 0, [])
             yield replace(news, batch=batch, position=after if is_last else under_way)
 
-    def _decode(self, worker: int, raw: RawClip, in_process: bool) -> Sample:
+    def _decode(self, worker: int, raw: RawClip, in_process: bool, skips: list[Skip]) -> list[Sample]:
+        """The samples of a clip; one that cannot be used has none and is added to ``skips``."""
+        try:
+            return self._decode_in_time(worker, raw, in_process)
+        except UnusableClip as verdict:
+            skips.append(Skip(verdict.cause, verdict.detail, raw.key, raw.shard))
+            return []
+
+    def _decode_in_time(self, worker: int, raw: RawClip, in_process: bool) -> list[Sample]:
         if (worker, raw.epoch, raw.consumed) in self.deadly:
             raise UnusableClip("killed_worker", "decoding it ended its worker process, twice")
         if self.desk is not None:
@@ -174,3 +187,10 @@ class Deliveries(IterableDataset):
                 return self.decoder.decode(raw)
         except TimeLimitExceeded:
             raise UnusableClip("timeout", f"decoding it took more than {self.clip_seconds_limit:g} s") from None
+
+
+def _place_after(raw: RawClip, num_windows: int, num_left: int) -> WorkerPosition:
+    """After a batch that ends with a clip, or ``num_left`` windows before its end."""
+    if num_left == 0:
+        return WorkerPosition(raw.epoch, raw.consumed)
+    return WorkerPosition(raw.epoch, raw.consumed - 1, num_windows=num_windows - num_left)

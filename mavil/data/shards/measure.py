@@ -28,7 +28,8 @@ from mavil.data.shards.clip_table import read_rows
 from mavil.data.shards.index import ShardIndex, read_index
 from mavil.data.shards.statistics import LogMel, Statistics, write_measurement
 from mavil.data.spectrogram import log_mel, mel_filter_bank, num_spectrogram_steps
-from mavil.structs import SAMPLE_RATE, UserError, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import SAMPLE_RATE, UserError
 
 LONGEST_SECONDS = 60.0
 """Of a longer clip only so much is measured, which bounds the memory [our choice]."""

@@ -29,7 +29,8 @@ from mavil.data.shards.publish import REJECTS, all_rejects, publish, write_set
 from mavil.data.shards.screening import JOURNAL, Verdict, mark_duplicates, read_journal, screen_clips
 from mavil.data.shards.writing import deal, read_finished, write_shards
 from mavil.data.sources.listing import Listing, Reject, write_rejects
-from mavil.structs import Clip, UserError, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import Clip, UserError
 
 
 def make_shards(clips: Listing | Sequence[Clip], out: Path, **options: Any) -> ShardIndex:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mavil.structs import sample_seed
+from mavil.seeds import sample_seed
 
 
 def uniform_numbers(count: int, *seed_parts: object) -> np.ndarray:

@@ -15,7 +15,8 @@ from mavil.data.stream.addresses import check_index, kind_of
 from mavil.data.stream.attempts import RemoteOptions
 from mavil.data.stream.remote import open_remote
 from mavil.data.stream.storage import LocalFolder, Storage
-from mavil.structs import UserError, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import UserError
 
 
 @dataclass(frozen=True)

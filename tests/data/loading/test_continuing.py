@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mavil.data.stream.weights import Draws
-from mavil.structs import Batch, UserError, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import Batch, UserError
 from tests.data.loading.test_loader import assert_same, loader_of, sounds, take
 
 

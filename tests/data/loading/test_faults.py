@@ -29,7 +29,7 @@ class Fragile(ClipDecoder):
     times: int = 1
     notes: Path = Path()
 
-    def decode(self, raw: RawClip) -> Sample:
+    def decode(self, raw: RawClip) -> list[Sample]:
         if raw.key == self.victim:
             happened = len(list(self.notes.iterdir()))
             if happened < self.times:

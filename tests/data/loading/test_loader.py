@@ -18,7 +18,8 @@ from mavil.data.loading.loader import Loader, build_loader
 from mavil.data.loading.samples import BYTES_PER_GIB, Cache, ClipDecoder
 from mavil.data.loading.skips import Skip, SkipPolicy, SkipTally
 from mavil.data.media import FrameWindow, SoundWindow, decode_audio, decode_clip, decode_frames, encode_clip
-from mavil.structs import Batch, UserError, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import Batch, UserError
 from tests.data.shard_files import Members, record_bytes, sound_clip, wav_bytes, write_folder
 
 WINDOW = FrameWindow(num_frames=2, frames_per_second=4.0, short_side=16)
@@ -74,6 +75,7 @@ def loader_of(
     label_field: str | None = None,
     cache_gib: float = 0.0,
     max_skip_ratio: float = 0.5,
+    decoding: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Loader:
     decoder = ClipDecoder(
@@ -84,6 +86,7 @@ def loader_of(
         vocabulary=vocabulary,
         label_field=label_field,
         cache=Cache(int(cache_gib * BYTES_PER_GIB)),
+        **(decoding or {}),
     )
     settings: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "shuffle_buffer": 5}
     return build_loader(folder, decoder, **{"skips": SkipPolicy(max_skip_ratio), **settings, **changes})
@@ -99,7 +102,8 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
         assert a.keys == b.keys
         assert a.metadata == b.metadata
         assert a.position == b.position
-        for name in ("seeds", "waveforms", "waveform_lengths", "frames", "frame_sizes", "targets"):
+        flags = ("audio_present", "video_present")
+        for name in ("seeds", "waveforms", "waveform_lengths", "frames", "frame_sizes", "targets", *flags):
             x, y = getattr(a, name), getattr(b, name)
             assert (x is None) == (y is None)
             assert x is None or torch.equal(x, y), name

@@ -177,7 +177,7 @@ def test_samples_hold_sound_and_frames_of_the_same_moments(
     record = json.dumps({"duration_seconds": duration}).encode()
     num_lit = num_loud = 0
     for epoch in range(6 if training else 1):
-        sample = decoder.decode(RawClip("clip", "shard", epoch, 1, media, record))
+        (sample,) = decoder.decode(RawClip("clip", "shard", epoch, 1, media, record))
         starts = decoder.starts(duration, sample.seed)
         assert sample.frames is not None
         assert sample.waveform is not None
