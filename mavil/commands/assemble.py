@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mavil.commands.normalisation import audio_statistics
 from mavil.commands.schedule import device_batch
+from mavil.commands.starting import fill, grids_of
+from mavil.commands.teachers import refuse_other_inputs
 from mavil.config import ClassifyTask, PretrainTask, Recipe, Sampling, VideoBranch
 from mavil.config import Teacher as TeacherSettings
 from mavil.data.frames import FrameFrontEnd
@@ -35,6 +38,7 @@ from mavil.tasks.base import Task
 from mavil.tasks.classify import Classification
 from mavil.tasks.pretrain import Pretraining
 from mavil.tasks.teacher import Teacher
+from mavil.tasks.views import ViewPlan
 
 CONFIG_FILE = "config.yaml"
 CLASSES_FILE = "classes.txt"
@@ -96,12 +100,16 @@ def loader_for(
     *,
     training: bool,
     places: Sequence[dict[str, Any]] | None = None,
+    modalities: Sequence[Modality] | None = None,
 ) -> Loader:
-    """The loader of one split, endless and shuffled in training, else every clip once."""
+    """The loader of one split, endless and shuffled in training, else every clip once.
+
+    ``modalities``: the only ones of the recipe that its clips are to show; the others are then absent in every clip.
+    """
     data = recipe.data
     return build_loader(
         shards_of(recipe, split),
-        _decoder_for(recipe, vocabulary, training),
+        _decoder_for(recipe, vocabulary, training, recipe.modalities if modalities is None else modalities),
         # Evaluation may have any number of ranks, one among them, and never takes more than a device is said to bear.
         batch_size=device_batch(recipe) if training else recipe.trainer.device_batch,
         num_workers=data.num_workers,
@@ -116,7 +124,9 @@ def loader_for(
     )
 
 
-def _decoder_for(recipe: Recipe, vocabulary: Vocabulary | None, training: bool) -> ClipDecoder:
+def _decoder_for(
+    recipe: Recipe, vocabulary: Vocabulary | None, training: bool, shown: Sequence[Modality]
+) -> ClipDecoder:
     audio, video = (recipe.branch(m) if m in recipe.modalities else None for m in MODALITIES)
     return ClipDecoder(
         audio_seconds=audio.seconds if audio else None,
@@ -129,6 +139,9 @@ def _decoder_for(recipe: Recipe, vocabulary: Vocabulary | None, training: bool) 
         vocabulary=vocabulary,
         label_field=recipe.task.label_field if isinstance(recipe.task, ClassifyTask) else None,
         cache=Cache(int(recipe.data.cache_gib * BYTES_PER_GIB)),
+        keeps_incomplete=recipe.data.missing_modality == "keep",
+        windows=recipe.data.evaluation_windows,
+        hidden=tuple(m for m in recipe.modalities if m not in shown),
     )
 
 
@@ -159,34 +172,69 @@ def evaluation_inputs(
     return prepared(loader, prepare_for(recipe, device, training=False), device)
 
 
-def task_for(recipe: Recipe, vocabulary: Vocabulary | None, device: torch.device) -> Task:
-    """The task of a recipe with its model on ``device``: random weights, or those of ``task.weights``.
+def task_for(
+    recipe: Recipe, vocabulary: Vocabulary | None, device: torch.device, remarks: list[str] | None = None
+) -> Task:
+    """The task of a recipe with its model on ``device``: random weights, or those of ``task.weights`` and ``task.start``.
+
+    What was taken from where is added to ``remarks``.
 
     Raises:
-        UserError: the run to start from, or the teacher's, is missing or does not fit.
+        UserError: the run to start from, a file, or the teacher is missing or does not fit.
     """
+    remarks = [] if remarks is None else remarks
     if isinstance(recipe.task, PretrainTask):
-        return _pretraining(recipe, recipe.task, device)
+        return _pretraining(recipe, recipe.task, device, remarks)
     assert vocabulary is not None  # a classifier always has one
     model = build_classifier(recipe, len(vocabulary))
-    if recipe.task.weights:
-        parts = {name: part for name, part in model.parts().items() if name not in ("fc_norm", "head")}
-        load_parts(parts, load_weights(recipe.task.weights), recipe.task.weights)
+    remarks += fill(recipe, model.parts(), _earlier(recipe))
     multi_label = recipe.task.loss == "binary_cross_entropy"
-    return Classification(model.to(device), multi_label, recipe.task.label_smoothing)
+    return Classification(
+        model.to(device),
+        multi_label,
+        recipe.task.label_smoothing,
+        recipe.task.modality_dropout,
+        has_gaps=recipe.data.missing_modality == "keep",
+        alone=recipe.task.alone,
+    )
 
 
-def _pretraining(recipe: Recipe, settings: PretrainTask, device: torch.device) -> Pretraining:
+def _earlier(recipe: Recipe) -> Recipe | None:
+    """The recipe of the run that ``task.weights`` names."""
+    folder = recipe.task.weights
+    if folder is None:
+        return None
+    if not (Path(folder) / CONFIG_FILE).is_file():
+        raise UserError(f"task.weights: {folder} is not a run folder (no {CONFIG_FILE}): train that run first")
+    return read_recipe(Path(folder), [])
+
+
+def _pretraining(recipe: Recipe, settings: PretrainTask, device: torch.device, remarks: list[str]) -> Pretraining:
     teacher, target_values = None, None
     if settings.teacher is not None:
         teacher, target_values = _load_teacher(recipe, settings.teacher, device)
     model = build_masked(recipe, target_values)
-    if settings.weights:
-        # Decoders of another stage predict something else; they start anew.
-        parts = {n: p for n, p in model.parts().items() if teacher is None or not n.endswith("_decoder")}
-        load_parts(parts, load_weights(settings.weights), settings.weights)
-    ratios: dict[Modality, float] = {m: b.mask_ratio for m in MODALITIES if (b := recipe.branch(m)) is not None}
-    return Pretraining(model.to(device), ratios, settings.reconstruction, settings.contrast, teacher)
+    remarks += fill(recipe, model.parts(), _earlier(recipe))
+    plan = view_plan(recipe)
+    assert plan is not None
+    return Pretraining(
+        model.to(device),
+        plan,
+        settings.reconstruction,
+        settings.contrast,
+        teacher,
+        settings.modality_dropout,
+        has_gaps=recipe.data.missing_modality == "keep",
+    )
+
+
+def view_plan(recipe: Recipe) -> ViewPlan | None:
+    """The masked views of a pre-training recipe; ``None`` for any other."""
+    task = recipe.task
+    if not isinstance(task, PretrainTask):
+        return None
+    ratios = {m: branch.mask_ratio for m in MODALITIES if (branch := recipe.branch(m)) is not None}
+    return ViewPlan.of(grids_of(recipe), ratios, task.contrast, task.masked_views)
 
 
 def _load_teacher(
@@ -199,17 +247,10 @@ def _load_teacher(
         )
     before = read_recipe(folder, [])
     model, _ = load_masked(folder)
-    widths: dict[Modality, int] = {}
-    for modality in MODALITIES:
-        own, theirs = recipe.branch(modality), before.branch(modality)
-        if (own is None) != (theirs is None) or (own and theirs and own.grid() != theirs.grid()):
-            raise UserError(
-                f"the teacher {folder} and {recipe.name} cut {modality} into different tokens: "
-                f"give both recipes the same {modality} input size and patch"
-            )
-        if theirs is not None:
-            widths[modality] = theirs.encoder.width
-    return Teacher(model.to(device), settings.last_layers, settings.normalise == "layer_norm"), widths
+    refuse_other_inputs(recipe, before, folder)
+    widths: dict[Modality, int] = {m: b.encoder.width for m in MODALITIES if (b := before.branch(m)) is not None}
+    normalise = settings.normalise == "layer_norm"
+    return Teacher(model.to(device), settings.last_layers, normalise, settings.context), widths
 
 
 def load_masked(run: Path, which: str = "newest") -> tuple[MaskedLearner, Recipe]:
@@ -224,10 +265,17 @@ def load_masked(run: Path, which: str = "newest") -> tuple[MaskedLearner, Recipe
     weights = load_weights(run, which)
     target_values: dict[Modality, int] | None = None
     if recipe.task.teacher is not None:
-        target_values = {m: len(weights[f"{m}_decoder"]["pred.bias"]) for m in recipe.modalities}
+        target_values = {m: _predicted_values(weights, m) for m in recipe.modalities}
     model = build_masked(recipe, target_values)
     load_parts(model.parts(), weights, str(run))
     return model.eval(), recipe
+
+
+def _predicted_values(weights: Mapping[str, Mapping[str, Tensor]], modality: Modality) -> int:
+    """How many numbers per token the decoder of a checkpoint predicts."""
+    if "decoder" in weights:
+        return len(weights["decoder"][f"preds.{modality}.bias"])
+    return len(weights[f"{modality}_decoder"]["pred.bias"])
 
 
 def curve_of(run: Path) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import mavil
-from mavil.commands.assemble import CONFIG_FILE, curve_of, evaluation_inputs, load_masked
+from mavil.commands.assemble import CONFIG_FILE, curve_of, evaluation_inputs, load_masked, view_plan
 from mavil.commands.demo_checks import Check
 from mavil.commands.demo_clips import ClipSets
 from mavil.commands.embedding import Embedded, embed_shards
@@ -134,19 +134,20 @@ def _reconstruction(
 ) -> ReconstructionExample:
     settings = recipe.task
     assert isinstance(settings, PretrainTask)
-    ratios = {m: branch.mask_ratio for m in recipe.modalities if (branch := recipe.branch(m)) is not None}
-    task = Pretraining(model, ratios, settings.reconstruction, settings.contrast)
-    patches, views = task.patches(inputs), task.views(inputs, 1)
-    predictions = model(patches, views).predictions
+    plan = view_plan(recipe)
+    assert plan is not None
+    task = Pretraining(model, plan, settings.reconstruction, settings.contrast)
+    patches, views = task.patches(inputs), task.views(inputs, task.plan.predicting_only())
+    predictions = {m: values[0] for m, values in model(patches, views).predictions.items()}
     normalised = settings.reconstruction.normalise_patches
     audio: Reconstruction | None = None
     video: Reconstruction | None = None
     if inputs.audio is not None and recipe.audio is not None:
-        is_masked = views["audio"][0].is_masked[row]
+        is_masked = views["audio"].predicted[0].is_masked[row]
         shown = (inputs.audio[row], predictions["audio"][row], is_masked, model.grid("audio"), normalised)
         audio = reconstruct_audio(*shown, *audio_statistics(recipe))
     if inputs.video is not None and recipe.video is not None:
-        is_masked = views["video"][0].is_masked[row]
+        is_masked = views["video"].predicted[0].is_masked[row]
         grid, pictures = model.grid("video"), recipe.video
         frames = (inputs.video[row], predictions["video"][row], is_masked, grid, normalised)
         video = reconstruct_video(*frames, pictures.mean, pictures.std)
@@ -156,7 +157,7 @@ def _reconstruction(
 
 def _retrieval_examples(out: Path, clips: ClipSets) -> list[RetrievalExample]:
     model, recipe = load_masked(out / "stage2")
-    gallery = embed_shards(model, recipe, clips.evaluation, CPU)
+    gallery = embed_shards(model, recipe, clips.evaluation, CPU).complete()
     # Evenly spread over the gallery, whatever their result: nothing is picked for looking good.
     queries = torch.linspace(0, len(gallery.keys) - 1, min(NUM_QUERIES, len(gallery.keys))).long()
     found = {

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mavil.commands.assemble import read_recipe
+from mavil.commands.assemble import read_recipe, view_plan
 from mavil.commands.normalisation import audio_statistics, complete_recipe
 from mavil.commands.schedule import device_batch, learning_rate_at
 from mavil.config import ClassifyTask, PretrainTask, Recipe
@@ -22,9 +22,8 @@ from mavil.data.shards.index import ShardIndex, read_index
 from mavil.models.build import build_classifier, build_masked
 from mavil.models.classifier import Classifier
 from mavil.models.masked import MaskedLearner
-from mavil.models.masking import random_masking
 from mavil.recipe import dump_recipe, recipe_from_tree
-from mavil.structs import MODALITIES, MaskedView, Modality
+from mavil.structs import MODALITIES, Modality, TokenGrid
 
 ASSUMED_CLASSES = 527
 """Head size when no shards tell the number of classes: AudioSet's."""
@@ -117,33 +116,42 @@ def _count(module: nn.Module, *args: object, method: str = "forward") -> int:
 
 
 def _costs(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, int]:
-    patches: dict[Modality, torch.Tensor] = {}
-    views: dict[Modality, list[MaskedView]] = {}
+    """Multiply-adds of one clip: each part by itself, the whole forward pass with all views, and a training step."""
     costs: dict[str, int] = {}
     with torch.device("meta"):
-        for modality in recipe.modalities:
-            branch = recipe.branch(modality)
-            assert branch is not None
-            grid = branch.grid()
-            patches[modality] = torch.empty(1, grid.num_tokens, grid.patch_values)
-            view = random_masking(torch.empty(1, grid.num_tokens), grid.num_visible(branch.mask_ratio))
-            views[modality] = [view, view] if _has_second_view(recipe) else [view]
-            costs[f"{modality}_encoder_unmasked"] = _count(model.encoders[modality], patches[modality])
-            if isinstance(model, MaskedLearner):
-                visible = patches[modality][:, : view.visible_ids.shape[1]]
-                costs[f"{modality}_encoder_one_view"] = _count(model.encoders[modality], visible, view.visible_ids)
-                hidden = torch.empty(1, 1 + view.visible_ids.shape[1], branch.encoder.width)
-                costs[f"{modality}_decoder"] = _count(model.decoders[modality], hidden, view)
-        inputs = (patches, views) if isinstance(model, MaskedLearner) else (patches,)
-        costs["forward"] = _count(model, *inputs)
-        if isinstance(recipe.task, PretrainTask) and recipe.task.teacher:
-            costs["teacher"] = _count(model, patches, method="contextualise")
+        grids: dict[Modality, TokenGrid] = {m: b.grid() for m in recipe.modalities if (b := recipe.branch(m))}
+        patches = {m: torch.empty(1, grid.num_tokens, grid.patch_values) for m, grid in grids.items()}
+        for modality, values in patches.items():
+            costs[f"{modality}_encoder_unmasked"] = _count(model.encoders[modality], values)
+        if not isinstance(model, MaskedLearner):
+            return costs | {"forward": _count(model, patches)}
+        plan = view_plan(recipe)
+        assert plan is not None
+        views = plan.draw(lambda _, __, num_tokens: torch.empty(1, num_tokens))
+        hidden: dict[Modality, torch.Tensor] = {}
+        for modality, values in patches.items():
+            view, encoder = views[modality].predicted[0], model.encoder(modality)
+            num_visible = view.visible_ids.shape[1]
+            costs[f"{modality}_encoder_one_view"] = _count(encoder, values[:, :num_visible], view.visible_ids)
+            hidden[modality] = torch.empty(1, encoder.num_prefix + num_visible, encoder.width)
+            if modality in model.decoders:
+                costs[f"{modality}_decoder"] = _count(model.decoders[modality], hidden[modality], view)
+        if model.decoder is not None:
+            costs["decoder"] = _count(model.decoder, hidden, {m: own.predicted[0] for m, own in views.items()})
+        costs["forward"] = _count(model, patches, views)
+        costs |= _teacher_cost(recipe, model, patches)
+        # A backward pass computes two products for each one of the forward pass; a teacher has none.
+        costs["training_step"] = 3 * costs["forward"] + costs.get("teacher", 0)
     return costs
 
 
-def _has_second_view(recipe: Recipe) -> bool:
-    task = recipe.task
-    return isinstance(task, PretrainTask) and task.contrast is not None and task.contrast.intra_weight > 0
+def _teacher_cost(recipe: Recipe, model: MaskedLearner, patches: dict[Modality, torch.Tensor]) -> dict[str, int]:
+    assert isinstance(recipe.task, PretrainTask)
+    teacher = recipe.task.teacher
+    if teacher is None:
+        return {}
+    # Its layers and normalisation cost nothing, and its own size is known only from its run.
+    return {"teacher": _count(model, patches, 1, True, teacher.context, method="contextualise")}
 
 
 def _memory(recipe: Recipe, model: MaskedLearner | Classifier, device_batch: int) -> dict[str, float]:
@@ -167,10 +175,14 @@ def _memory(recipe: Recipe, model: MaskedLearner | Classifier, device_batch: int
         if isinstance(recipe.task, ClassifyTask):
             kept += 0 if recipe.task.frozen else 17 * tokens * encoder.width * encoder.depth
             continue
-        visible = branch.grid().num_visible(branch.mask_ratio) * (2 if _has_second_view(recipe) else 1)
-        kept += 17 * (visible * encoder.width * encoder.depth + tokens * decoder.width * decoder.depth)
+        plan = view_plan(recipe)
+        assert plan is not None
+        visible = plan.visible_tokens(modality)
+        kept += 17 * visible * encoder.width * encoder.depth
+        kept += 17 * plan.num_predicted * tokens * decoder.width * decoder.depth
         if recipe.fusion is not None:
-            kept += 17 * branch.grid().num_visible(branch.mask_ratio) * encoder.width * recipe.fusion.depth
+            predicted = plan.num_predicted * branch.grid().num_visible(branch.mask_ratio)
+            kept += 17 * predicted * encoder.width * recipe.fusion.depth
     gib = 1024.0**3
     return {
         "weights": 4 * everything * (2 if has_teacher else 1) / gib,

@@ -69,7 +69,8 @@ def _train(
         open_split(recipe, "evaluation")
     total, _ = step_counts(recipe, loader.samples_per_epoch)
     seed_everything(recipe.seed)  # before the model is built: every rank builds the same one
-    task = task_for(recipe, vocabulary, device)
+    remarks: list[str] = []
+    task = task_for(recipe, vocabulary, device, remarks)
     with holding(run):
         start_run(run, dump_recipe(recipe), resume, force)
         checkpoint = newest_checkpoint(run)
@@ -86,6 +87,8 @@ def _train(
                 logger.info("log-mel mean %.4f, deviation %.4f: %s", *audio_statistics(recipe), origin)
             for remark in checkpoint.remarks if checkpoint else []:
                 logger.warning("%s", remark)
+            for remark in remarks if not checkpoint else []:
+                logger.info("%s", remark)
             tracker = around.enter_context(_tracker(recipe, run, total, console, loader, checkpoint))
             watchdog = around.enter_context(Watchdog(run, recipe.trainer.hang_minutes, stacks_of_workers))
             trainer = build_trainer(

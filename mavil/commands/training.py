@@ -17,6 +17,7 @@ from mavil.engine.blocks import check_compiler, checkpoint_activations, compile_
 from mavil.engine.checkpoints.reading import Checkpoint, load_state
 from mavil.engine.checkpoints.saving import Saver, prefixes_of
 from mavil.engine.evaluating import Evaluator
+from mavil.engine.health import Health
 from mavil.engine.metrics.tracker import Tracker
 from mavil.engine.parallel import Parallel, parallelise
 from mavil.engine.precision import choose_precision
@@ -27,7 +28,7 @@ from mavil.engine.trainer import Intervals, Trainer
 from mavil.engine.update import Updater
 from mavil.engine.weight_average import WeightAverage
 from mavil.structs import Inputs
-from mavil.tasks.base import Task
+from mavil.tasks.base import Monitored, Task
 
 
 def build_trainer(
@@ -70,6 +71,7 @@ def build_trainer(
             clip_norm=recipe.optimizer.clip_norm,
             average=WeightAverage(parallel, settings.ema_decay) if settings.ema_decay is not None else None,
             reads_late=device.type == "cuda",
+            term_gradients_every=_steps(recipe, settings.term_gradients_every, loader.samples_per_epoch),
         ),
         batches=loader,
         learning_rate=lambda step: learning_rate(recipe, step, total, warmup),
@@ -81,6 +83,9 @@ def build_trainer(
         watchdog=watchdog,
         intervals=_intervals(recipe, loader.samples_per_epoch),
         evaluator=Evaluator(evaluation, settings.best_metric, settings.best_is) if recipe.data.evaluation else None,
+        health=Health(
+            task.collapse_limits() if isinstance(task, Monitored) else {}, warmup, stops=settings.on_collapse == "stop"
+        ),
     )
     seed_everything(recipe.seed, rank())  # ranks drop different paths
     if checkpoint is not None:
@@ -112,13 +117,14 @@ def _parallel(recipe: Recipe, task: Task, device: torch.device) -> Parallel:
 
 def _intervals(recipe: Recipe, samples_per_epoch: int) -> Intervals:
     settings = recipe.trainer
-
-    def steps(length: Duration | None) -> int | None:
-        return max(1, length.steps(samples_per_epoch, global_batch(recipe))) if length else None
-
     return Intervals(
         log=settings.log_every,
-        save=steps(settings.checkpoint_every),
+        save=_steps(recipe, settings.checkpoint_every, samples_per_epoch),
         save_minutes=settings.checkpoint_minutes,
-        evaluate=steps(settings.evaluate_every),
+        evaluate=_steps(recipe, settings.evaluate_every, samples_per_epoch),
     )
+
+
+def _steps(recipe: Recipe, length: Duration | None, samples_per_epoch: int) -> int | None:
+    """At least one, or ``None`` where nothing is set."""
+    return max(1, length.steps(samples_per_epoch, global_batch(recipe))) if length else None

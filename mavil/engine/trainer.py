@@ -14,8 +14,10 @@ from mavil import distributed
 from mavil.engine.checkpoints.reading import Checkpoint
 from mavil.engine.checkpoints.saving import Saver
 from mavil.engine.evaluating import Evaluator, evaluation_of
+from mavil.engine.health import Health
+from mavil.engine.intervals import Intervals as Intervals
 from mavil.engine.metrics.meter import Meter
-from mavil.engine.metrics.tracker import Averages, Tracker
+from mavil.engine.metrics.tracker import Averages, Tracker, read_metrics
 from mavil.engine.nonfinite import refuse_update
 from mavil.engine.process.runtime import random_state, set_random_state
 from mavil.engine.process.stopping import Interrupted, StopRequest
@@ -24,23 +26,6 @@ from mavil.engine.update import Attempt, Updater, Verdict, Wishes
 from mavil.structs import Batch, TrainState, UserError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """After how many steps what is due; the first and the last step are always logged, the last always saved and evaluated.
-
-    Attributes:
-        log: steps between metric lines.
-        save: steps between checkpoints, ``None`` only after the last.
-        save_minutes: longest time without a checkpoint by the clock of rank 0, min.
-        evaluate: steps between evaluations, ``None`` only after the last.
-    """
-
-    log: int = 20
-    save: int | None = None
-    save_minutes: float | None = None
-    evaluate: int | None = None
 
 
 @dataclass
@@ -59,6 +44,7 @@ class Trainer:
         watchdog: told of every bit of progress; entered and left by the caller.
         intervals: what is due when.
         evaluator: ``None`` never evaluates.
+        health: looks at what is logged; with limits it may end the run.
     """
 
     updater: Updater
@@ -70,8 +56,9 @@ class Trainer:
     saver: Saver
     request: StopRequest = field(default_factory=StopRequest)
     watchdog: Watchdog | None = None
-    intervals: Intervals = Intervals()
+    intervals: Intervals = field(default_factory=Intervals)
     evaluator: Evaluator | None = None
+    health: Health = field(default_factory=Health)
     state: TrainState = field(default_factory=TrainState, init=False)
     _averages: Averages = field(default_factory=Averages, init=False)
     _meter: Meter = field(default_factory=Meter, init=False)
@@ -97,6 +84,7 @@ class Trainer:
         self.state = checkpoint.state
         self._saved = checkpoint.state.step, monotonic()
         self._averages.load_state_dict(checkpoint.averages)
+        self.health.replay(read_metrics(self.run) if distributed.is_main() else [], self.state.step)
         if checkpoint.random is not None:
             set_random_state(checkpoint.random, updater.device)
 
@@ -107,7 +95,7 @@ class Trainer:
 
         Raises:
             UserError: a loss or gradient was not finite (raised on every rank before the update, the clips are named), or
-                the last checkpoint could not be written.
+                the last checkpoint could not be written, or embeddings collapsed and that is to end the run.
             Interrupted: a signal asked for it; a checkpoint of the last finished step is saved.
         """
         if not self.updater.parallel.model.training:
@@ -130,12 +118,15 @@ class Trainer:
             if step == 1 or is_last or step % self.intervals.log == 0:
                 self._read_unread()
                 self._log()
-            if is_last or self._is_stopping or self._is_save_due or self._is_due(self.intervals.save):
+            is_over = is_last or self._is_stopping or self._has_to_end
+            if is_over or self._is_save_due or self._is_due(self.intervals.save):
                 self._save()
             if self._is_stopping and not is_last:
                 self._leave()
             if is_evaluated:
                 metrics = self._evaluate()
+            if self._has_to_end:
+                self._end()
         problem = self.saver.settle()
         if problem is not None:
             raise UserError(
@@ -167,7 +158,7 @@ class Trainer:
         for values in attempt.metrics:
             self._averages.add(values)
         if is_applied:
-            self._averages.add({"optim/gradient_norm": attempt.norm})
+            self._averages.add({"optim/gradient_norm": attempt.norm} | attempt.term_norms)
         if self.updater.loss_scale.is_adaptive:
             self._averages.add({"optim/loss_scale": self.updater.loss_scale.factor, "optim/left_out": not is_applied})
         self._meter.clips += num_clips
@@ -231,6 +222,7 @@ class Trainer:
         metrics = self._averages.read(self.updater.device)  # waits for the device: before the clock is read
         metrics["optim/lr"] = self.learning_rate(self.state.step - 1)
         metrics["progress/samples_seen"] = self.state.samples_seen
+        metrics |= self.health.look_at(self.state.step, metrics)
         conditions = self._meter.conditions()
         self._meter = Meter()
         self.tracker.log(self.state.step, metrics, conditions)
@@ -289,6 +281,19 @@ class Trainer:
         if problem is not None:
             raise Interrupted(f"{how}; {problem}: --resume goes on from the last complete one")
         raise Interrupted(f"{how}; the checkpoint in {self.run} is complete, --resume continues from it")
+
+    @property
+    def _has_to_end(self) -> bool:
+        return self.health.stops and self.health.problem is not None
+
+    def _end(self) -> None:
+        """Wait for the checkpoint and say what has collapsed; after the last step too, for a next stage would start from it."""
+        problem = self.saver.settle()
+        state = f"the checkpoint in {self.run} is complete" if problem is None else problem
+        raise UserError(
+            f"{self.health.problem}. Stopped after step {self.state.step} of {self.num_steps}; {state}: change what the advice "
+            "says in a new run, or go on all the same with --resume --force trainer.on_collapse=warn"
+        )
 
     def _beat(self, doing: str) -> None:
         if self.watchdog is not None:

@@ -15,6 +15,7 @@ from mavil.engine.optim import set_learning_rate
 from mavil.engine.parallel import Parallel
 from mavil.engine.precision import LossScale, Precision, autocast
 from mavil.engine.process.runtime import random_state
+from mavil.engine.term_gradients import term_gradient_norms
 from mavil.engine.weight_average import WeightAverage
 from mavil.structs import Batch, Inputs, LossReport
 from mavil.tasks.base import CoupledTask, Task
@@ -44,7 +45,10 @@ class Verdict:
 
 @dataclass
 class Attempt:
-    """A step whose gradients are there; its votes may still be on the device. ``random``: the generators before it."""
+    """A step whose gradients are there; its votes may still be on the device.
+
+    ``random``: the generators before it. ``term_norms``: of each loss term's own gradient, where they were measured.
+    """
 
     batches: list[Batch]
     metrics: list[Metrics]
@@ -54,6 +58,7 @@ class Attempt:
     random: dict[str, Any]
     on_host: Tensor | None = None
     landed: torch.cuda.Event | None = None
+    term_norms: Metrics = field(default_factory=dict)
 
     @property
     def keys(self) -> list[str]:
@@ -78,6 +83,10 @@ class Updater:
 
     ``reads_late``: the verdict of a step is read only when the next one has been launched, so that the device never waits
     for this process; a bad update has been left out on the device by then. Only where :attr:`Parallel.can_skip`.
+
+    ``term_gradients_every``: steps between measurements of each loss term's own gradient, on the first micro-step as if it
+    were the whole step; ``None`` never. Only where :attr:`Parallel.has_whole_weights`, and not with ``is_cached``: a term that
+    compares the clips of all micro-steps has no gradient in any one of them.
     """
 
     task: Task
@@ -90,9 +99,12 @@ class Updater:
     clip_norm: float | None = None
     average: WeightAverage | None = None
     reads_late: bool = False
+    term_gradients_every: int | None = None
     loss_scale: LossScale = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.term_gradients_every is not None and (self.is_cached or not self.parallel.has_whole_weights):
+            raise ValueError("gradients of single terms need whole weights on every rank and micro-steps by themselves")
         self.loss_scale = LossScale(self.precision)
         # A scale that adapts needs the verdict before the next forward pass.
         self.reads_late = self.reads_late and self.parallel.can_skip and not self.loss_scale.is_adaptive
@@ -104,6 +116,7 @@ class Updater:
         """
         random = random_state(self.device)
         taken = [next(batches) for _ in range(self.accumulation)] if self.is_cached else []
+        term_norms: Metrics = {}
         if self.is_cached:
             metrics = self._cached(taken, step)
         else:
@@ -111,10 +124,11 @@ class Updater:
             for micro_step in range(self.accumulation):
                 taken.append(next(batches))
                 with self.parallel.averaging(is_last=micro_step == self.accumulation - 1):
-                    metrics.append(self._forward_backward(taken[-1], step))
+                    measured = term_norms if micro_step == 0 else None
+                    metrics.append(self._forward_backward(taken[-1], step, measured))
         loss = torch.stack([torch.as_tensor(values["loss/total"], device=self.device) for values in metrics]).mean()
         norm = self.parallel.gradient_norm() / self.loss_scale.factor
-        attempt = Attempt(taken, metrics, loss, norm, self._vote(loss, norm, wishes()), random)
+        attempt = Attempt(taken, metrics, loss, norm, self._vote(loss, norm, wishes()), random, term_norms=term_norms)
         if self.reads_late and self.device.type == "cuda":
             attempt.on_host = torch.empty_like(attempt.votes, device="cpu", pin_memory=True)
             attempt.on_host.copy_(attempt.votes, non_blocking=True)
@@ -160,8 +174,11 @@ class Updater:
         )
         return [metrics_of(report, report.total) for report in reports]
 
-    def _forward_backward(self, batch: Batch, step: int) -> Metrics:
-        """Add one micro-step's gradient and return what is logged about it, still on the device."""
+    def _forward_backward(self, batch: Batch, step: int, term_norms: Metrics | None) -> Metrics:
+        """Add one micro-step's gradient and return what is logged about it, still on the device.
+
+        ``term_norms`` is filled in where this step measures them.
+        """
         with torch.no_grad():
             inputs = self.prepare(batch)
         plain = self.task.model
@@ -171,6 +188,9 @@ class Updater:
             with autocast(self.device, self.precision):
                 report = self.task.loss(inputs, step)
                 total = report.total
+            every = self.term_gradients_every
+            if term_norms is not None and every is not None and (step + 1) % every == 0:
+                term_norms |= term_gradient_norms(report, self.parallel.trained, self.loss_scale.factor)
             (total * self.loss_scale.factor / self.accumulation).backward()
         finally:
             self.task.model = plain

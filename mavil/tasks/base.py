@@ -76,6 +76,30 @@ class CoupledTask(Task, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Where a metric has collapsed.
+
+    Attributes:
+        least: the smallest healthy value.
+        meaning: what a smaller one says, as the end of a sentence.
+        advice: what to do about it.
+    """
+
+    least: float
+    meaning: str
+    advice: str
+
+
+@runtime_checkable
+class Monitored(Protocol):
+    """A task that says which of its metrics must not stay low, so that a run that learns nothing any more is noticed."""
+
+    def collapse_limits(self) -> dict[str, Limit]:
+        """By the name they are logged under, e.g. ``train/audio_embedding_std``; with the settings at hand."""
+        ...
+
+
 def group_parameters(
     model: nn.Module, weight_decay: float, lr_scale_of: Callable[[str], float] = lambda _: 1.0
 ) -> list[ParameterGroup]:

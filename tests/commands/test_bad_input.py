@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mavil.engine.checkpoints.folder import checkpoints
+from mavil.engine.health import LINES_IN_A_ROW
+from mavil.evaluation import collapse
 from tests.commands.conftest import NUM_TRAIN, Outcome
 
 Mavil = Callable[..., Outcome]
@@ -46,6 +49,29 @@ def test_fewer_clips_than_a_batch(mavil: Mavil, recipe: Recipe, tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
+def test_one_clip_has_nothing_to_be_compared_with(mavil: Mavil, recipe: Recipe, tmp_path: Path) -> None:
+    told = mavil("train", recipe("stage1"), "trainer.device_batch=1")
+    assert_told(told, "1 clip per rank", "1 rank ", "trainer.device_batch")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_collapses_ends_with_its_checkpoint(
+    mavil: Mavil, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe("stage1", steps=12)
+    assert mavil("train", path, "trainer.on_collapse=stop", "--out", "runs/healthy").code == 0
+    # What every embedding is below of.
+    monkeypatch.setattr(collapse, "EMBEDDING_STD_LEAST", 2.0)
+    told = mavil("train", path, "trainer.on_collapse=stop")
+    last = 1 + LINES_IN_A_ROW  # after a warm-up of one step
+    assert_told(told, "train/audio_embedding_std is ", "below 2 in", "train/video_embedding_std", "optimizer.base_lr")
+    assert f"Stopped after step {last} of 12" in told.err
+    assert [folder.name for folder in checkpoints(tmp_path / "runs/stage1")][-1] == f"step_{last:08d}"
+    goes_on = mavil("train", path, "--resume", "--force", "trainer.on_collapse=warn")
+    assert goes_on.code == 0
+    assert (goes_on.out + goes_on.err).replace("\n", " ").count("collapse: ") == 1
+
+
 def test_a_run_is_not_overwritten(mavil: Mavil, recipe: Recipe, tmp_path: Path) -> None:
     path = recipe("stage1", steps=3)
     assert mavil("train", path).code == 0
@@ -64,7 +90,15 @@ def test_a_checkpoint_of_another_shape(mavil: Mavil, recipe: Recipe, tmp_path: P
     assert_told(told, "audio_encoder.cls_token", "(1, 1, 32)", "(1, 1, 64)")
     teacher = {"kind": "pretrain", "teacher": {"run": "runs/stage1"}}
     told = mavil("train", recipe("stage2", task=teacher), "video.size=48")
-    assert_told(told, "teacher", "video", "tokens")
+    assert_told(told, "task.teacher.run", "video.size was 32, is 48", "set video.size=32")
+    told = mavil("train", recipe("stage2", task=teacher), "audio.mean=-9.0", "audio.std=4.0")
+    assert_told(told, "task.teacher.run", "audio.mean was -4.", "is -9.0", "audio.std=4.5")
+    told = mavil(
+        "train", recipe("stage2", task={"kind": "pretrain", "teacher": {"run": "runs/stage1", "last_layers": 3}})
+    )
+    assert_told(told, "task.teacher.last_layers=3", "fusion.depth is 2")
+    told = mavil("train", recipe("stage2"), "task.teacher.last_layers=1")
+    assert_told(told, "task.teacher.run")
     assert_told(
         mavil("train", recipe("other", task={"kind": "pretrain", "teacher": {"run": "runs/none"}})), "runs/none"
     )

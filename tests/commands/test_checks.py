@@ -97,6 +97,54 @@ def test_a_folder_that_holds_a_run(mavil: Mavil, recipe: Recipe, tmp_path: Path)
     assert {path for path in after if after[path] != before.get(path) and path.is_file()} == set()
 
 
+def test_a_run_to_start_from_that_is_not_finished(mavil: Mavil, recipe: Recipe, tmp_path: Path) -> None:
+    assert mavil("train", recipe("stage1", steps=3)).code == 0
+    path = recipe("stage2", task={"kind": "pretrain", "teacher": {"run": "runs/stage1"}})
+    finished = mavil("train", path, "--check")
+    assert finished.code == 0
+    assert any(line.startswith("model ") and "from runs/stage1" in line for line in lines_of(finished, "good"))
+    config = tmp_path / "runs/stage1/config.yaml"
+    config.write_text(config.read_text().replace("length: 3 steps", "length: 2 epochs"))
+    cut_off = mavil("train", path, "--check")
+    assert cut_off.code == 0
+    assert any("runs/stage1 is not finished" in line and "of step 3 of 6" in line for line in lines_of(cut_off, "odd"))
+    assert (
+        "not finished"
+        in mavil("train", recipe("after", task={"kind": "pretrain", "weights": "runs/stage1"}), "--check").out
+    )
+    shutil.rmtree(tmp_path / "runs/stage1/checkpoints")
+    none_left = mavil("train", path, "--check")
+    assert none_left.code == 2
+    assert any("runs/stage1" in line and "checkpoint" in line for line in lines_of(none_left, "wrong"))
+
+
+def test_clips_with_nothing_to_compare_them_with(mavil: Mavil, recipe: Recipe) -> None:
+    path = recipe("stage1")
+    alone = mavil("train", path, "--check", "trainer.device_batch=1")
+    assert alone.code == 2
+    assert any(
+        "1 clip per rank and 1 rank a contrastive loss has no other clip" in line for line in lines_of(alone, "wrong")
+    )
+    local = ("trainer.device_batch=1", "task.contrast.negatives=local")
+    of_four = mavil("train", path, "--check", "--ranks", "4", *local)
+    assert any("task.contrast.negatives=local a contrastive" in line for line in lines_of(of_four, "wrong"))
+    assert mavil("train", path, "--check", "--ranks", "4", "trainer.device_batch=1").code == 0
+    assert mavil("train", path, "--check", "trainer.device_batch=1", "task.contrast=null").code == 0
+    cached = ("trainer.accumulation=2", "trainer.accumulation_negatives=cached")
+    assert mavil("train", path, "--check", "trainer.device_batch=1", *cached).code == 0
+
+
+def test_gradients_of_terms_where_weights_are_cut(mavil: Mavil, recipe: Recipe) -> None:
+    arguments = ("--check", "trainer.term_gradients_every=2 steps", "trainer.parallel=fsdp")
+    cut = mavil("train", recipe("stage1"), "--ranks", "2", *arguments)
+    assert cut.code == 2
+    assert any(
+        "term_gradients_every=2 steps does not work with trainer.parallel=fsdp on 2" in line
+        for line in lines_of(cut, "wrong")
+    )
+    assert mavil("train", recipe("stage1"), "--ranks", "1", *arguments).code == 0
+
+
 def test_a_run_that_another_job_writes(mavil: Mavil, recipe: Recipe, tmp_path: Path) -> None:
     path = recipe("stage1")
     (tmp_path / "runs/stage1").mkdir(parents=True)

@@ -29,6 +29,8 @@ Write = Callable[..., Path]
 BINS = 32
 """Of the tests' recipes."""
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
 
 @pytest.fixture
 def train(shards: Path, tmp_path: Path) -> Path:
@@ -201,7 +203,7 @@ def test_the_demo_measures_what_its_recipes_leave_open(train: Path) -> None:
     )
     measure_sound(train, [change_recipe(recipe, "audio.mean=-1", "audio.std=2"), without_sound])
     assert bins() == set()
-    measure_sound(train, [recipe, recipe, change_recipe(recipe, "audio.num_mel_bins=16")])
+    measure_sound(train, [recipe, recipe, change_recipe(recipe, "audio.num_mel_bins=16", "audio.mask_ratio=0.5")])
     assert bins() == {16, BINS}
     pretend(train, -1.0, 2.0)
     measure_sound(train, [recipe])
@@ -209,7 +211,10 @@ def test_the_demo_measures_what_its_recipes_leave_open(train: Path) -> None:
 
 
 def test_recipes_that_are_run_here_leave_the_numbers_to_the_shards() -> None:
-    for path in sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml")):
+    paths = [path for room in ("tiny", "av_digits", "pretrain") for path in (CONFIGS / room).glob("*.yaml")]
+    for path in paths:
+        if path.name == "cav_mae.yaml" and path.parent.name == "pretrain":
+            continue  # whose public weights were trained with these numbers
         recipe: Recipe = load_recipe(path)
         assert recipe.audio is not None
         assert recipe.audio.mean is None, path

@@ -21,6 +21,7 @@ from mavil.distributed import rank, world_size
 from mavil.engine.checkpoints.reading import load_state, newest_checkpoint
 from mavil.engine.checkpoints.saving import Saver, prefixes_of
 from mavil.engine.evaluating import Evaluator
+from mavil.engine.health import Health
 from mavil.engine.metrics.tracker import Tracker
 from mavil.engine.optim import warmup_cosine
 from mavil.engine.parallel import ParallelKind, parallelise
@@ -29,7 +30,8 @@ from mavil.engine.run.folder import start_run
 from mavil.engine.trainer import Intervals, Trainer
 from mavil.engine.update import Updater
 from mavil.engine.weight_average import WeightAverage
-from mavil.structs import Batch, Inputs, LossReport, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import Batch, Inputs, LossReport
 from mavil.tasks.base import ParameterGroup
 
 NUM_STEPS = 6
@@ -153,6 +155,8 @@ def assembled(
     best: tuple[str, Literal["highest", "lowest"]] | None = None,
     evaluation: Callable[[], Iterable[Inputs]] | None = None,
     intervals: Intervals = Intervals(),  # noqa: B008 (frozen)
+    make_task: Callable[[float], FakeTask] = FakeTask,
+    health: Health | None = None,
     **update: Any,
 ) -> Iterator[Trainer]:
     """A trainer of the fake task, at its start or where the run in the folder was cut off; stopped by signals."""
@@ -160,7 +164,7 @@ def assembled(
     torch.manual_seed(rank())
     start_run(run, "name: fake\nseed: 0\n", resume)
     checkpoint = newest_checkpoint(run)
-    task = FakeTask(dropout)
+    task = make_task(dropout)
     if checkpoint is not None:
         load_state(task.model, checkpoint.model, "the checkpoint")
         if checkpoint.state.position is not None:
@@ -181,6 +185,7 @@ def assembled(
             request=request,
             intervals=intervals,
             evaluator=Evaluator(evaluation, *(best or ())) if evaluation else None,
+            health=health or Health(),
         )
         if checkpoint is not None:
             trainer.restore(checkpoint)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mavil import distributed
 from mavil.commands.assemble import CONFIG_FILE
+from mavil.commands.checks.batch import refuse_on_ranks
 from mavil.commands.checks.findings import Findings
 from mavil.commands.checks.machine import check_machines, differing_precisions
 from mavil.commands.checks.run import check_model, check_run, check_space, check_visible
@@ -63,10 +64,12 @@ def check_start(recipe: Recipe, run: Path, device: torch.device) -> None:
     That the ranks themselves are alike was found when they met (:func:`mavil.distributed.process_group`).
 
     Raises:
-        UserError: on every rank, with everything that is wrong: the batch does not divide, the nodes have different shards,
-            the devices would compute in different formats, or the run folder cannot be written or is not seen by all.
+        UserError: on every rank, with everything that is wrong: the batch does not divide or leaves a contrastive loss nothing
+            to compare, the nodes have different shards, the devices would compute in different formats, or the run folder
+            cannot be written or is not seen by all.
     """
-    device_batch(recipe)  # raises the same on every rank
+    device_batch(recipe)  # raises the same on every rank, and so does the next
+    refuse_on_ranks(recipe, distributed.world_size())
     found = Findings(Console(quiet=True))
     for split in ("train", "evaluation"):
         problem = differing_shards(recipe, split)

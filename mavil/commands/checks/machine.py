@@ -8,6 +8,7 @@ import os
 import torch
 
 from mavil import distributed
+from mavil.commands.checks.batch import refuse_on_ranks
 from mavil.commands.checks.findings import Findings, Odd
 from mavil.commands.schedule import device_batch, global_batch
 from mavil.config import Recipe
@@ -80,6 +81,7 @@ def differing_precisions(recipe: Recipe, device: torch.device) -> str | None:
 def _batch(recipe: Recipe, ranks: int) -> str:
     settings = recipe.trainer
     own = device_batch(recipe, ranks)
+    refuse_on_ranks(recipe, ranks)
     cut = f" x {settings.accumulation} micro-steps" if settings.accumulation > 1 else ""
     text = f"{global_batch(recipe, ranks)} clips per step = {ranks} rank(s) x {own} clips{cut}"
     contrast = getattr(recipe.task, "contrast", None)

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from mavil import distributed
-from mavil.commands.assemble import task_for
+from mavil.commands.assemble import read_recipe, task_for
 from mavil.commands.checks.findings import Findings, Odd
+from mavil.commands.finished import num_steps
 from mavil.commands.schedule import global_batch
 from mavil.config import Recipe
 from mavil.data.labels import Vocabulary
+from mavil.engine.checkpoints.folder import read_manifest, step_of
 from mavil.engine.checkpoints.reading import latest_checkpoint, load_checkpoint
 from mavil.engine.run.atomic_files import unwritable
 from mavil.engine.run.folder import SEEN_SECONDS, compare
@@ -40,7 +42,11 @@ def check_model(found: Findings, recipe: Recipe, vocabulary: Vocabulary | None) 
         trained = sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
         # float32 weights, perhaps their average, and two moments of what is trained.
         size = 4 * (everything * (2 if recipe.trainer.ema_decay is not None else 1) + 2 * trained)
-        return f"{everything / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained" + _origins(recipe)
+        text = f"{everything / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained" + _origins(recipe)
+        unfinished = [remark for folder in _runs_needed(recipe) if (remark := _left_of(Path(folder))) is not None]
+        if unfinished:
+            raise Odd(f"{text}; {'; '.join(unfinished)}")
+        return text
 
     is_good = found.once("model", build)
     folders = [Path(folder) for folder in _runs_needed(recipe)]
@@ -147,6 +153,18 @@ def _runs_needed(recipe: Recipe) -> list[str]:
 def _origins(recipe: Recipe) -> str:
     folders = _runs_needed(recipe)
     return f"; from {' and '.join(folders)}" if folders else ""
+
+
+def _left_of(run: Path) -> str | None:
+    """What a run that others start from has not done of its schedule; ``None`` if it has done all, or nobody can tell."""
+    newest = latest_checkpoint(run)
+    assert newest is not None  # its weights were just loaded
+    try:
+        total = num_steps(read_recipe(run, []), int(read_manifest(newest)["ranks"]))
+    except UserError:  # a schedule in epochs, and its shards are gone
+        return None
+    reached = step_of(newest)
+    return f"{run} is not finished, its newest checkpoint is of step {reached} of {total}" if reached < total else None
 
 
 def _all_there(folders: list[Path]) -> str:

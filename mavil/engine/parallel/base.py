@@ -34,6 +34,8 @@ class Parallel(ABC):
     """Take ``param_groups`` from it to set learning rates; its state is read and written by name, below."""
     can_skip: bool = True
     """Whether :meth:`update` takes ``is_bad``: fused AdamW does in every kind here."""
+    has_whole_weights: bool = True
+    """Whether a rank's graph leads to whole weights, so that gradients can be taken apart from the backward pass."""
     num_updates: Tensor
     """0-dim float32: how often weights were updated, a skipped update not counted."""
     trained: dict[str, nn.Parameter]

@@ -29,6 +29,8 @@ class CutModel(Parallel):
     backward pass.
     """
 
+    has_whole_weights = False
+
     def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], device: torch.device) -> None:
         copy_from_rank_0(model)
         mesh = init_device_mesh(device.type, (distributed.world_size(),))

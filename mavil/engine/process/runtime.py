@@ -23,7 +23,8 @@ from rich.logging import RichHandler
 from mavil import distributed
 from mavil.engine.process.code_version import commit
 from mavil.engine.run.atomic_files import write_text
-from mavil.structs import UserError, sample_seed
+from mavil.seeds import sample_seed
+from mavil.structs import UserError
 
 _PACKAGES = ("mavil", "torch", "torchvision", "torchaudio", "timm", "numpy", "av", "webdataset")
 _RESERVED_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")

@@ -16,10 +16,11 @@ from mavil.engine.blocks import CheckpointKind, checkpoint_activations, compile_
 from mavil.engine.optim import set_learning_rate
 from mavil.engine.parallel import Parallel, ParallelKind, parallelise
 from mavil.models.build import build_classifier, build_masked
-from mavil.structs import Inputs, LossReport
+from mavil.structs import MODALITIES, Inputs, LossReport
 from mavil.tasks.base import ParameterGroup, Task, group_parameters
 from mavil.tasks.classify import Classification
 from mavil.tasks.pretrain import Pretraining
+from mavil.tasks.views import ViewPlan
 from tests.support.recipes import random_inputs, slice_inputs, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -125,7 +126,9 @@ def pretraining() -> Pretraining:
     """MAViL at width 32: fusion, decoders, contrast within and between modalities with candidates of all ranks."""
     contrast = Contrast(inter_weight=0.7, intra_weight=0.3, inter_temperature=0.2, intra_temperature=0.5)
     model = build_masked(tiny_recipe())
-    return Pretraining(model, {"audio": 0.75, "video": 0.75}, Reconstruction(), contrast)
+    grids = {m: model.grid(m) for m in MODALITIES}
+    plan = ViewPlan.of(grids, dict.fromkeys(MODALITIES, 0.75), contrast, num_predicted=1)
+    return Pretraining(model, plan, Reconstruction(), contrast)
 
 
 def classification(frozen: bool) -> Classification:
