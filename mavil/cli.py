@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from mavil.commands import demo, evaluate, inspect, retrieve, shards, train
+from mavil.commands import ablate, demo, evaluate, inspect, measure, pipeline, retrieve, shards, train
 from mavil.commands.errors import EXIT_CODES, ignore_until_exit
 
 app = typer.Typer(
@@ -21,6 +21,9 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("retrieve")(retrieve.retrieve)
 app.command("inspect")(inspect.inspect)
+app.command("pipeline")(pipeline.pipeline)
+app.command("ablate")(ablate.ablate)
+app.command("measure")(measure.measure)
 app.command("demo")(demo.demo)
 
 

@@ -1,1 +1,1 @@
-"""Jobs on a cluster: ``python slurm/submit.py --help``. Nothing here imports ``mavil``: a job runs its command line."""
+"""Jobs on a cluster: ``python slurm/submit.py --help``. A job runs the command line; of ``mavil`` only its pipelines are read."""

@@ -19,9 +19,9 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from mavil.pipelines.stages import Point, Stage, recipe_setting
 from slurm import rank as rank_module
 from slurm import requeue
-from slurm.pipelines import Point, Stage, recipe_setting
 from slurm.profiles import Profile, SubmitError
 from slurm.rank import Rank
 
@@ -111,7 +111,7 @@ def sbatch_parameters(stage: Stage, profile: Profile, after: list[str]) -> dict[
     Args:
         stage: what is submitted.
         profile: what it asks for.
-        after: job numbers that must have ended well before.
+        after: job numbers of the stages it waits for.
     """
     extra: dict[str, Any] = {"requeue": True, "output": f"{stage.folder.resolve()}/{LOGS}/%j_batch.out"}
     if stage.is_sweep and len(stage.points) > 1:
@@ -137,7 +137,7 @@ def sbatch_parameters(stage: Stage, profile: Profile, after: list[str]) -> dict[
         "exclusive": profile.exclusive or None,
         "signal_delay_s": profile.signal_seconds,
         "array_parallelism": profile.array_parallelism,
-        "dependency": f"afterok:{':'.join(after)}" if after else None,
+        "dependency": f"{_waiting(stage)}:{':'.join(after)}" if after else None,
         "wckey": None,
         "stderr_to_stdout": True,
         "use_srun": False,  # the line is ours, see srun_line
@@ -145,6 +145,14 @@ def sbatch_parameters(stage: Stage, profile: Profile, after: list[str]) -> dict[
         "teardown": _teardown(profile),
         "additional_parameters": extra | profile.sbatch,
     }
+
+
+def _waiting(stage: Stage) -> str:
+    """SLURM's word for what a stage waits for."""
+    if stage.waits == "for any end":
+        return "afterany"
+    # A task of an array waits for the task of the same number; one run is no array.
+    return "aftercorr" if stage.waits == "for the same point" and len(stage.points) > 1 else "afterok"
 
 
 def _setup(stage: Stage, profile: Profile) -> list[str]:

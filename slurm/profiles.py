@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+from mavil.pipelines.reading import PlanError, read_mapping, refuse_unknown
 
 FOLDER = Path(__file__).parent / "profiles"
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader without numbers in base 60: ``12:00:00`` is a time, not 43200."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith((":int", ":float"))]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d*\.\d+$"), list("-+.0123456789"))
-
-
-class SubmitError(Exception):
-    """A person's mistake or SLURM's refusal, in one line; exit code 2."""
+class SubmitError(PlanError):
+    """A person's mistake on the way to a cluster or SLURM's refusal, in one line; exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +114,7 @@ def load_profile(name: str | None, *changes: tuple[str, Mapping[str, Any]]) -> P
     """A profile by its name in ``slurm/profiles`` or its path, with ``(where they come from, settings)`` on top, in order.
 
     Raises:
-        SubmitError: no such profile, an unknown key, a value of the wrong type.
+        PlanError: no such profile, an unknown key, a value of the wrong type.
     """
     settings: dict[str, Any] = {}
     if name is not None:
@@ -153,7 +140,7 @@ def checked(settings: dict[str, Any], source: str) -> dict[str, Any]:
     """The settings, with the types that :class:`Profile` says.
 
     Raises:
-        SubmitError: an unknown key or a value of another type; ``source`` opens the message.
+        PlanError: an unknown key or a value of another type; ``source`` opens the message.
     """
     known = {one.name: str(one.type) for one in fields(Profile)}
     for key, value in settings.items():
@@ -193,32 +180,6 @@ def minutes_of(time: str) -> int:
     if seconds == 0:
         raise SubmitError(f"time is {time!r}: a job needs some")
     return -(-seconds // 60)
-
-
-def refuse_unknown(key: str, known: Any, what: str) -> None:
-    """Raise a :class:`SubmitError` with the nearest right name unless ``key`` is one of ``known``."""
-    if key in known:
-        return
-    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    raise SubmitError(f"{what} {key!r}: {hint}")
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        SubmitError: it cannot be read as one.
-    """
-    try:
-        tree = yaml.load(path.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SubmitError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise SubmitError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
-    return {str(key): value for key, value in tree.items()}
 
 
 def _profile_path(name: str) -> Path:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mavil.pipelines.jobs import step_reached
 from slurm.profiles import SubmitError
 
 INDEX = Path("runs/.submitted.jsonl")
@@ -170,23 +171,7 @@ def _status(one: Record, known: dict[str, str] | None) -> Status:
     if state not in ("PENDING", "RUNNING") and last:
         reason = f"{last['verdict']} ({last['code']}): {last['action']}"
     restarts = max([int((known or {}).get("restarts") or 0), *(int(line["restart"]) for line in history), 0])
-    return Status(one, state, nodes, _step_reached(Path(one.run)), restarts, reason, logs / f"{one.job}_0_log.out")
-
-
-def _step_reached(run: Path) -> int | None:
-    """Step of the last whole line of ``metrics.jsonl``; reads the end of the file only."""
-    try:
-        with (run / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
+    return Status(one, state, nodes, step_reached(Path(one.run)), restarts, reason, logs / f"{one.job}_0_log.out")
 
 
 def _squeue() -> dict[str, dict[str, str]]:

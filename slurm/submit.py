@@ -2,6 +2,7 @@
 
     python slurm/submit.py configs/pretrain/mavil_stage1.yaml data.train=shards/train --nodes 8 --gpus-per-node 8 --partition gpu
     python slurm/submit.py slurm/pipelines/mavil.yaml --profile gpu_cluster        stages that wait for each other
+    python slurm/submit.py ABLATION.yaml --profile gpu_cluster                     an array for each variant, then the table
     python slurm/submit.py RECIPE --dry-run                                        what would be submitted
     python slurm/submit.py status [RUN or JOB]...
     python slurm/submit.py cancel RUN or JOB...
@@ -24,9 +25,11 @@ if __name__ == "__main__":
     # Python puts this file's own folder first; the repository has to be there, for ``slurm`` to be found from anywhere.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from mavil.pipelines.reading import PlanError, refuse_unknown
+from mavil.pipelines.stages import Stage, single_stage
 from slurm import launch, records
-from slurm.pipelines import Stage, is_pipeline, load_pipeline, single_stage
-from slurm.profiles import Profile, SubmitError, from_options, load_profile, option_types, refuse_unknown
+from slurm.pipelines import holds_several, load_stages
+from slurm.profiles import Profile, SubmitError, from_options, load_profile, option_types
 
 EXIT_MISTAKE = 2
 
@@ -40,10 +43,10 @@ def submit(arguments: list[str]) -> int:
         raise SubmitError(f"{wrong[0]!r} is not a KEY=VALUE; see --help for the options")
     if not path.is_file():
         raise SubmitError(f"{path}: no such recipe or pipeline; recipes are listed in configs/README.md")
-    if is_pipeline(path):
+    if holds_several(path):
         if chosen.changes:
-            raise SubmitError(f"{chosen.changes[0]!r}: a pipeline holds the changes of its stages, write it there")
-        stages = load_pipeline(path, chosen.out)
+            raise SubmitError(f"{chosen.changes[0]!r}: {path} holds the changes of its runs, write it there")
+        stages = load_stages(path, chosen.out)
     else:
         stages = [single_stage(path, chosen.changes, chosen.out)]
     options = from_options({key: getattr(chosen, key) for key in option_types()})
@@ -114,7 +117,8 @@ def cancel(arguments: list[str]) -> int:
 def _submit_all(stages: list[Stage], profiles: dict[str, Profile], executor: str, force: bool) -> None:
     if executor == "local" and len(stages) > 1:
         raise SubmitError(
-            "--executor local cannot let stages wait for each other: take debug (one after another) or slurm"
+            "--executor local cannot let stages wait for each other: take debug (one after another) or slurm, or start them "
+            "with mavil pipeline or mavil ablate"
         )
     numbers: dict[str, str] = {}
     try:
@@ -133,7 +137,7 @@ def _submit_all(stages: list[Stage], profiles: dict[str, Profile], executor: str
                 waits = f" after {', '.join(after)}" if after else ""
                 log = _from_here(job.point.run / launch.LOGS / f"{job.job}_0_log.out")
                 print(f"{job.job} {name}{waits}: {ranks} ranks, run {_from_here(job.point.run)}, log {log}")
-    except SubmitError as problem:
+    except PlanError as problem:
         earlier = [one for number in numbers.values() for one in records.find_records([number])]
         if not earlier:
             raise
@@ -212,10 +216,10 @@ def _submit_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="submit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe, or a pipeline (a YAML with stages)")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe, a pipeline (a YAML with stages) or an ablation")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings of the recipe")
     parser.add_argument("--profile", help="a name from slurm/profiles, or a YAML of your own")
-    parser.add_argument("--out", type=Path, help="run folder (pipeline: the folder of all run folders)")
+    parser.add_argument("--out", type=Path, help="run folder (pipeline, ablation: the folder of all)")
     parser.add_argument("--resume", action="store_true", help="the run folder may hold a run already: continue it")
     parser.add_argument("--force", action="store_true", help="with --resume: also with other settings than before")
     parser.add_argument("--executor", choices=("slurm", "local", "debug"), default="slurm")
@@ -241,7 +245,7 @@ def main() -> None:
         if arguments and arguments[0] in verbs:
             sys.exit(verbs[arguments[0]](arguments[1:]))
         sys.exit(submit(arguments))
-    except SubmitError as problem:
+    except PlanError as problem:
         print(f"submit: {problem}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
 

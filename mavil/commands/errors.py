@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from mavil.engine.process.stopping import Interrupted
 from mavil.engine.process.stopping import ignore_until_exit as ignore_until_exit
+from mavil.pipelines.reading import PlanError
 from mavil.structs import UserError
 
-EXIT_CODES: dict[type[Exception], int] = {UserError: 2, Interrupted: Interrupted.exit_code}
-"""By kind of error. 1 is left to unexpected ones (with a traceback), 3 to a demo whose checks failed."""
+EXIT_CODES: dict[type[Exception], int] = {UserError: 2, PlanError: 2, Interrupted: Interrupted.exit_code}
+"""By kind of error. 1 is left to unexpected ones (with a traceback), 3 to a demo whose checks failed, 4 to a pipeline or an
+ablation of which a run failed."""
 EXIT_CHECKS_FAILED = 3
+EXIT_STAGE_FAILED = 4

@@ -23,6 +23,8 @@ def save(run: Path, step: int) -> None:
 
 
 def train(run: Path) -> None:
+    if settings.get("bad_seed") == settings.get("seed", "none"):
+        sys.exit(2)
     first = max((int(path.name[5:]) for path in run.glob("checkpoints/step_*")), default=0)
     num_steps = int(settings.get("steps", "10"))
     for step in range(first + 1, num_steps + 1):

@@ -1,16 +1,26 @@
-"""Pipelines: order, references, sweeps, and what is refused."""
+"""What a pipeline or an ablation asks SLURM for."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from mavil.recipe import load_recipe
-from slurm.pipelines import Stage, load_pipeline, recipe_name, recipe_setting, single_stage
-from slurm.profiles import SubmitError
+from mavil.pipelines.reading import PlanError
+from slurm.pipelines import holds_several, load_stages
+from tests.slurm.conftest import Desk
 
-ROOT = Path(__file__).parents[2]
+ABLATION = """
+recipe: tiny.yaml
+out: there
+seeds: [0, 1]
+resources: {partition: main, tasks_per_node: 2}
+variants:
+  late: {changes: {task.weights: "{early}"}}
+  early: {changes: {steps: 2, seconds: 0}}
+measure: {probes: [label], within: [speaker]}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -19,110 +29,88 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.yaml").write_text("name: a\n")
 
 
-def load(text: str, **options: Path) -> dict[str, Stage]:
-    Path("p.yaml").write_text(text)
-    return {stage.name: stage for stage in load_pipeline(Path("p.yaml"), **options)}
-
-
-def test_stages_come_after_what_they_wait_for_and_know_its_run_folder() -> None:
-    stages = load(
-        """
-        changes: {data.train: shards}
-        resources: {nodes: 4, time: "60"}
-        stages:
-          last: {command: "retrieve {one} --shards 'my shards'", depends_on: [two]}
-          two: {recipe: a.yaml, depends_on: one, changes: {task.weights: "{one}", trainer.device: cpu}, resources: {nodes: 1}}
-          one: {recipe: a.yaml, run: elsewhere/one}
-        """
+def test_resources_of_a_stage_come_over_those_of_all_as_a_profile_has_them() -> None:
+    Path("p.yaml").write_text(
+        "{resources: {nodes: 4, time: 60}, stages: {x: {recipe: a.yaml}, y: {recipe: a.yaml, resources: {nodes: 1}}}}"
     )
-    assert list(stages) == ["one", "two", "last"]
-    assert stages["one"].points[0].arguments == ["a.yaml", "data.train=shards", "name=one"]
-    two = ["a.yaml", "data.train=shards", "task.weights=elsewhere/one", "trainer.device=cpu", "name=two"]
-    assert stages["two"].points[0].arguments == two
-    assert stages["two"].points[0].run == Path("runs/two")
-    assert stages["two"].resources == {"nodes": 1, "time": "60"}
-    assert stages["last"].points[0].arguments == ["retrieve", "elsewhere/one", "--shards", "my shards"]
-    assert (stages["last"].depends_on, stages["last"].is_training) == (["two"], False)
-
-
-def test_a_sweep_is_a_run_for_each_combination() -> None:
-    text = "stages: {s: {recipe: a.yaml, sweep: {optimizer.base_lr: [1e-4, 2e-4], seed: [0, 1]}}}"
-    stage = load(text, out=Path("there"))["s"]
-    assert [point.run.name for point in stage.points] == [
-        "base_lr_1e-4-seed_0",
-        "base_lr_1e-4-seed_1",
-        "base_lr_2e-4-seed_0",
-        "base_lr_2e-4-seed_1",
+    assert [stage.resources for stage in load_stages(Path("p.yaml"))] == [
+        {"nodes": 4, "time": "60"},
+        {"nodes": 1, "time": "60"},
     ]
-    assert {point.run.parent for point in stage.points} == {stage.folder} == {Path("there/s")}
-    wanted = ["a.yaml", "optimizer.base_lr=2e-4", "seed=0", "name=s-base_lr_2e-4-seed_0"]
-    assert stage.points[2].arguments == wanted
-    assert stage.points[2].label == "optimizer.base_lr=2e-4 seed=0"
-
-
-def test_values_are_written_as_one_would_type_them() -> None:
-    values = "{a: true, b: null, c: [1, 2], d: 0.5, e: {kind: x, run: '{one}'}}"
-    stage = load(f"stages: {{one: {{recipe: a.yaml}}, s: {{recipe: a.yaml, depends_on: one, changes: {values}}}}}")["s"]
-    assert stage.points[0].arguments[1:-1] == ["a=true", "b=null", "c=[1, 2]", "d=0.5", "e={kind: x, run: 'runs/one'}"]
-
-
-def test_keys_with_the_same_last_word_give_different_folders() -> None:
-    stage = load("stages: {s: {recipe: a.yaml, sweep: {audio.mask_ratio: [0.8], video.mask_ratio: [a/b]}}}")["s"]
-    assert stage.points[0].run.name == "audio_mask_ratio_0.8-video_mask_ratio_a_b"
-    assert stage.is_sweep
 
 
 @pytest.mark.parametrize(
-    ("stages", "message"),
+    "text",
     [
-        ("{x: {recipe: a.yaml, depends_on: y}, y: {recipe: a.yaml, depends_on: x}}", "in a circle: x -> y -> x"),
-        ("{x: {recipe: a.yaml, depends_on: x}}", "in a circle: x -> x"),
-        ("{one: {recipe: a.yaml}, x: {recipe: a.yaml, depends_on: oen}}", "unknown stage 'oen': did you mean one?"),
-        ("{x: {recipe: a.yaml, run: r}, y: {recipe: a.yaml, run: ./r}}", "x and y would both write the run folder r"),
-        ("{x: {recipe: a.yaml, sweep: {k: [a/b, a:b]}}}", "x and x would both write the run folder runs/x/k_a_b"),
-        ("{x: {recipe: a.yaml}, y: {recipe: a.yaml, changes: {k: '{x}'}}}", "refers to {x} but does not wait for it"),
-        (
-            "{x: {recipe: a.yaml, sweep: {k: [1, 2]}}, y: {command: 'evaluate {x}', depends_on: x}}",
-            "refers to {x}, which is a sweep with 2 run folders below runs/x",
-        ),
-        ("{x: {recipe: b.yaml}}", "b.yaml: no such recipe"),
-        ("{x: {}}", "needs either a recipe or a command"),
-        ("{x: {command: evaluate r, sweep: {k: [1]}}}", "changes and sweeps belong to recipes"),
-        ("{x: {recipe: a.yaml, depend_on: y}}", "has no 'depend_on': did you mean depends_on?"),
-        ("{x: {recipe: a.yaml, resources: {node: 1}}}", "no setting 'node': did you mean nodes?"),
-        ("{x: {recipe: a.yaml, sweep: {k: 1}}}", "sweep.k is 1, it must be a list of values"),
-        ("{x y: {recipe: a.yaml}}", "needs a name of letters"),
-        ("{}", "has no stages"),
-        ("[x]", "it must be a mapping"),
+        "stages: {x: {recipe: a.yaml, resources: {node: 1}}}",
+        "{resources: {node: 1}, stages: {x: {recipe: a.yaml}}}",
+        "{resources: {node: 1}, recipe: a.yaml, variants: {x: {}}}",
     ],
 )
-def test_mistakes_are_told_in_one_line(stages: str, message: str) -> None:
-    with pytest.raises(SubmitError) as caught:
-        load(f"stages: {stages}")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_a_resource_no_profile_has_is_refused(text: str) -> None:
+    Path("p.yaml").write_text(text)
+    with pytest.raises(PlanError, match=r"p\.yaml: stage x: resources: no setting 'node': did you mean nodes\?"):
+        load_stages(Path("p.yaml"))
 
 
-@pytest.mark.parametrize("name", ["mavil", "tiny"])
-def test_pipelines_that_ship_hold_recipes_that_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    stages = load_pipeline(ROOT / "slurm" / "pipelines" / f"{name}.yaml")
-    assert len(stages) > 6
-    for stage in stages:
-        for point in stage.points if stage.is_training else []:
-            recipe = load_recipe(point.arguments[0], point.arguments[1:])
-            if "finetune" in stage.name:
-                assert str(getattr(recipe.task, "weights", None)) == f"runs/{name}/stage2"
+def test_a_recipe_holds_one_run() -> None:
+    assert not holds_several(Path("a.yaml"))
+    Path("b.yaml").write_text("{recipe: a.yaml, grid: {seed: [0]}}")
+    assert holds_several(Path("b.yaml"))
 
 
-def test_a_recipe_is_called_as_mavil_calls_it(tmp_path: Path) -> None:
-    Path("base.yaml").write_text("{name: below, trainer: {device: cpu}}")
-    Path("b.yaml").write_text("base: base.yaml")
-    Path("c.yaml").write_text("seed: 1")
-    assert recipe_name(Path("b.yaml")) == "below"
-    assert recipe_name(Path("c.yaml")) == "c"
-    assert recipe_name(Path("c.yaml"), ["name=d"]) == "d"
-    assert single_stage(Path("c.yaml"), ["seed=2"], None).points[0].run == Path("runs/c")
-    assert recipe_setting(Path("b.yaml"), [], "trainer.device") == "cpu"
-    assert recipe_setting(Path("b.yaml"), ["trainer.device=cuda"], "trainer.device") == "cuda"
-    assert recipe_setting(Path("c.yaml"), [], "trainer.device") is None
+def test_an_ablation_is_an_array_for_each_variant_and_a_table_after_any_end(lonely_desk: Desk) -> None:
+    (lonely_desk.folder / "ablation.yaml").write_text(ABLATION)
+    answer = lonely_desk.submit("ablation.yaml", "--dry-run")
+    assert answer.code == 0, answer.err
+    early, late, table = answer.out.split("### ")[1:]
+    assert re.search(r"#SBATCH --array=0-1%\d+", early)
+    assert "--dependency" not in early
+    assert "tiny.yaml steps=2 seconds=0 name=ablation-early-seed_1 seed=1 --out there/early/seed_1 --resume" in early
+    # Seed 1 of "late" begins from seed 1 of "early", whatever has become of seed 0.
+    assert "aftercorr:<early>" in late
+    assert "task.weights=there/early/seed_1 name=ablation-late-seed_1 seed=1" in late
+    assert "afterany:<early>:<late>" in table
+    assert "#SBATCH --ntasks-per-node=1" in table
+    assert "-m mavil ablate ablation.yaml --table --out there --seeds 0,1\n" in table
+
+
+def test_one_seed_is_no_array_and_waits_for_the_whole_run(lonely_desk: Desk) -> None:
+    (lonely_desk.folder / "ablation.yaml").write_text(ABLATION.replace("[0, 1]", "[3]"))
+    answer = lonely_desk.submit("ablation.yaml", "--dry-run")
+    assert "--array" not in answer.out
+    assert "afterok:<early>" in answer.out
+
+
+def test_debug_runs_an_ablation_here_and_local_says_what_does(lonely_desk: Desk) -> None:
+    (lonely_desk.folder / "ablation.yaml").write_text(ABLATION.replace('"{early}"', '"{early}", seconds: 0, steps: 1'))
+    options = ("--tasks-per-node", 1, "--executor")
+    done = lonely_desk.submit("ablation.yaml", *options, "debug")
+    assert done.code == 0, done.err
+    assert "ran ablate ablation.yaml --table --out there --seeds 0,1" in done.out
+    assert [lonely_desk.steps(f"there/{run}") for run in ("early/seed_1", "late/seed_0")] == [[1, 2], [1]]
+    refused = lonely_desk.submit("ablation.yaml", "--resume", *options, "local")
+    assert "start them with mavil pipeline or mavil ablate" in refused.err
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm_a_seed_waits_for_its_own_and_the_table_for_all(desk: Desk) -> None:
+    """Seed 0 of "early" is a mistake: its follower never starts, seed 1 goes its way, and the table is made all the same."""
+    variants = "{early: {changes: {steps: 2, bad_seed: 0}}, late: {changes: {steps: 3, weights: '{early}'}}}"
+    text = (
+        f"{{recipe: tiny.yaml, out: ablation, seeds: [0, 1], resources: {{tasks_per_node: 1}}, variants: {variants}}}"
+    )
+    (desk.folder / "ablation.yaml").write_text(text)
+    jobs = desk.submit("ablation.yaml", "--time", 5).jobs
+    assert len(jobs) == 5
+    early, late, table = (jobs[i].partition("_")[0] for i in (0, 2, 4))
+    states = desk.wait(*jobs)
+    assert states == {
+        f"{early}_0": "FAILED",
+        f"{early}_1": "COMPLETED",
+        f"{late}_0": "CANCELLED",
+        f"{late}_1": "COMPLETED",
+        table: "COMPLETED",
+    }
+    assert desk.steps("ablation/late/seed_1") == [1, 2, 3]
+    assert "ran ablate ablation.yaml --table --out ablation --seeds 0,1" in desk.logs()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.profiles import FOLDER, Container, SubmitError, from_options, load_profile, minutes_of, option_types
+from mavil.pipelines.reading import PlanError
+from slurm.profiles import FOLDER, Container, from_options, load_profile, minutes_of, option_types
 
 
 def write(folder: Path, text: str) -> str:
@@ -72,16 +73,16 @@ def test_times_as_slurm_writes_them(time: str, minutes: int, tmp_path: Path) -> 
     ],
 )
 def test_mistakes_are_told_in_one_line(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(SubmitError) as caught:
+    with pytest.raises(PlanError) as caught:
         load_profile(write(tmp_path, text))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_profile_is_answered_with_the_nearest() -> None:
-    with pytest.raises(SubmitError, match="no profile 'gpu_clster': did you mean gpu_cluster"):
+    with pytest.raises(PlanError, match="no profile 'gpu_clster': did you mean gpu_cluster"):
         load_profile("gpu_clster")
-    with pytest.raises(SubmitError, match="no such profile"):
+    with pytest.raises(PlanError, match="no such profile"):
         load_profile("elsewhere/mine.yaml")
 
 
