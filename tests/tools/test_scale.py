@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from mavil import distributed
+from mavil.commands.starting import grids_of
 from mavil.config import Contrast, PretrainTask, Recipe, Reconstruction
 from mavil.models.build import build_masked
 from mavil.recipe import change_recipe, load_recipe
 from mavil.structs import UserError
 from mavil.tasks.pretrain import Pretraining
+from mavil.tasks.views import ViewPlan
 from tests.support.recipes import random_inputs, tiny_recipe
 from tests.tools.conftest import Tool
 from tools.scaling import estimates
@@ -97,6 +99,7 @@ def test_work_is_that_of_the_recipe(question: Question) -> None:
         (Contrast(inter_weight=0.1, intra_weight=0.0), 2),
         (Contrast(inter_weight=0.0, intra_weight=0.01), 4),
         (Contrast(negatives="local"), 0),
+        (Contrast(intra_weight=0.0, directions="audio_for_video"), 1),
         (None, 0),
     ],
 )
@@ -110,7 +113,8 @@ def test_gathers_are_those_of_the_losses(
         return rows
 
     monkeypatch.setattr(distributed, "gather_with_gradient", note)
-    task = Pretraining(build_masked(tiny_recipe()), {"audio": 0.75, "video": 0.75}, Reconstruction(), contrast)
+    plan = ViewPlan.of(grids_of(tiny_recipe()), {"audio": 0.75, "video": 0.75}, contrast, num_predicted=1)
+    task = Pretraining(build_masked(tiny_recipe()), plan, Reconstruction(), contrast)
     task.loss(random_inputs(3), step=0)
     assert len(gathered) == count_gathered(PretrainTask(contrast=contrast), num_modalities=2) == expected
     assert all(rows.shape == (3, 32) and rows.dtype == torch.float32 for rows in gathered)

@@ -111,9 +111,9 @@ class NotingStorage:
 class BlindDecoder(ClipDecoder):
     """Every clip is a sample without sound and picture."""
 
-    def decode(self, raw: RawClip) -> Sample:
+    def decode(self, raw: RawClip) -> list[Sample]:
         """Nothing is looked at."""
-        return Sample(raw.key, 0)
+        return [Sample(raw.key, 0)]
 
 
 @dataclass

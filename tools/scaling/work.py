@@ -85,6 +85,8 @@ def work_of(recipe: Recipe) -> Work:
         raise UserError(f"{recipe.name}: a recipe of task {task.kind}; the estimate is for pre-training recipes")
     found = inspect_recipe(recipe)
     branches = [branch for m in recipe.modalities if (branch := recipe.branch(m)) is not None]
+    decoder_depths = [branch.decoder.depth for branch in branches]
+    projection = task.contrast.projection if task.contrast else None
     encoder_blocks = sum(branch.encoder.depth for branch in branches)
     fusion_blocks = recipe.fusion.depth if recipe.fusion is not None else 0
     has_teacher = task.teacher is not None
@@ -97,8 +99,8 @@ def work_of(recipe: Recipe) -> Work:
         fixed_gib=memory["weights"] + memory["gradients_and_adam"],
         clip_gib=memory["activations"] / recipe.trainer.device_batch,
         gathered=count_gathered(task, len(branches)),
-        width=branches[0].encoder.width,
-        blocks=encoder_blocks + fusion_blocks + sum(branch.decoder.depth for branch in branches),
+        width=projection.width if projection else branches[0].encoder.width,
+        blocks=encoder_blocks + fusion_blocks + sum(decoder_depths[:1] if recipe.joint_decoder else decoder_depths),
         teacher_blocks=encoder_blocks + fusion_blocks if has_teacher else 0,
         base_lr=recipe.optimizer.base_lr,
         recipe=recipe,
@@ -106,9 +108,9 @@ def work_of(recipe: Recipe) -> Work:
 
 
 def count_gathered(task: PretrainTask, num_modalities: int) -> int:
-    """Tensors a step gathers: two for each contrastive pair (:func:`mavil.losses.contrastive.symmetric_info_nce`)."""
+    """Tensors a step gathers: one per direction of a contrastive pair (:func:`mavil.losses.contrastive.symmetric_info_nce`)."""
     contrast = task.contrast
     if contrast is None or contrast.negatives != "global":
         return 0
-    pairs = int(contrast.inter_weight > 0) + (num_modalities if contrast.intra_weight > 0 else 0)
-    return 2 * pairs
+    inter = 0 if contrast.inter_weight == 0 else 2 if contrast.directions == "both" else 1
+    return inter + (2 * num_modalities if contrast.intra_weight > 0 else 0)
