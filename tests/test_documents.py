@@ -29,6 +29,7 @@ from tools.benchmarks.command import app as benchmark_app
 from tools.downloads.causes import CAUSES as DOWNLOAD_CAUSES
 from tools.downloads.causes import PERMANENT
 from tools.downloads.command import app as download_app
+from tools.parity.command import check_parity
 from tools.scaling.command import app as scale_app
 from tools.scaling.simulation import app as simulation_app
 
@@ -37,7 +38,7 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "configs/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+RECIPES = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "ablations"]
 SOURCES = sorted(path for room in ("mavil", "tools") for path in (ROOT / room).rglob("*.py"))
 SETTINGS = set(setting_paths())
 GROUPS = sorted(path for path in Recipe.model_fields if any(p.startswith(f"{path}.") for p in SETTINGS))
@@ -104,6 +105,7 @@ def command_alone(main: Callable[..., None]) -> Any:
 TOOLS = {
     "download": typer.main.get_command(download_app),
     "benchmark": typer.main.get_command(benchmark_app),
+    "check_parity": command_alone(check_parity),
     "fuzz_media": command_alone(fuzz_media.main),
     "replay_step": command_alone(replay_step.main),
     "scale": typer.main.get_command(scale_app),
@@ -204,6 +206,8 @@ def test_there_are_commands_to_check() -> None:
         ("retrieve",),
         ("inspect",),
         ("demo",),
+        ("pipeline",),
+        ("ablate",),
     }
     assert verbs >= wanted
     tools = {found[0] for _, line in TOOL_COMMANDS if (found := tool_and_words(line))}
