@@ -124,7 +124,9 @@ def _costs(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, int]:
         for modality, values in patches.items():
             costs[f"{modality}_encoder_unmasked"] = _count(model.encoders[modality], values)
         if not isinstance(model, MaskedLearner):
-            return costs | {"forward": _count(model, patches)}
+            forward = _count(model, patches)
+            # A backward pass computes two products for each one of the forward pass; frozen parts have none.
+            return costs | {"forward": forward, "training_step": forward if model.frozen else 3 * forward}
         plan = view_plan(recipe)
         assert plan is not None
         views = plan.draw(lambda _, __, num_tokens: torch.empty(1, num_tokens))
@@ -140,7 +142,7 @@ def _costs(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, int]:
             costs["decoder"] = _count(model.decoder, hidden, {m: own.predicted[0] for m, own in views.items()})
         costs["forward"] = _count(model, patches, views)
         costs |= _teacher_cost(recipe, model, patches)
-        # A backward pass computes two products for each one of the forward pass; a teacher has none.
+        # The backward pass as above; a teacher has none.
         costs["training_step"] = 3 * costs["forward"] + costs.get("teacher", 0)
     return costs
 

@@ -167,13 +167,12 @@ def _cue(recipe: Recipe, split: str, embedded: Embedded, field: str) -> Cue:
 
 
 def _costs(run: Path, recipe: Recipe) -> dict[str, float]:
-    """What the run cost: multiply-adds of the forward passes of a clip, the teacher's included, and of all clips seen."""
+    """What the run cost: multiply-adds of training on one clip, backward pass and teacher included, and on all clips seen."""
     newest = latest_checkpoint(run)
     assert newest is not None  # or there would be nothing to measure
     batch = global_batch(recipe, int(read_manifest(newest)["ranks"]))
     clips = step_of(newest) * batch
-    parts = inspect_recipe(recipe).multiply_adds
-    one_clip = parts["forward"] + parts.get("teacher", 0)
+    one_clip = inspect_recipe(recipe).multiply_adds["training_step"]
     return {
         "cost/G multiply-adds per clip": one_clip / 1e9,
         "cost/clips": float(clips),

@@ -34,7 +34,7 @@ def test_a_run_is_measured_once_for_each_checkpoint_and_question(mavil: Mavil, r
     assert measures["retrieval/chance R@1"] == pytest.approx(100 / NUM_GALLERY)
     # Every clip has a phase of its own: alone in its group it is found.
     assert measures["retrieval within one carrier_phase/video to audio R@1"] == 100
-    cost = inspect_recipe(load_recipe("run/config.yaml")).multiply_adds["forward"]
+    cost = inspect_recipe(load_recipe("run/config.yaml")).multiply_adds["training_step"]
     assert measures["cost/clips"] == STEPS * BATCH
     assert measures["cost/T multiply-adds"] == pytest.approx(cost * STEPS * BATCH / 1e12)
     assert measures["cost/training s"] > 0
