@@ -164,10 +164,9 @@ def build_windowed_blocks(stack: Stack, grid: TokenGrid, window: tuple[int, ...]
         ValueError: windows that do not divide the grid.
     """
     cells = grid.cells
-    time_axis = 0 if grid.axes is None else grid.axes.index(0)
     unmoved = (0,) * len(cells)
     moved = tuple(
-        size // 2 if axis == time_axis and size < count else 0
+        size // 2 if axis == grid.time_axis and size < count else 0
         for axis, (size, count) in enumerate(zip(window, cells, strict=False))
     )
     blocks = nn.ModuleList(
