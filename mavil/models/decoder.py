@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mavil.models.fusion import Presence
-from mavil.models.layers import Stack, initialise, key_mask
+from mavil.models.layers import Presence, Stack, initialise, joint_key_mask
 from mavil.models.tokens import add_positions, select
 from mavil.models.windowed import build_windowed_blocks
 from mavil.structs import MODALITIES, MaskedView, Modality, TokenGrid
@@ -112,11 +111,7 @@ class JointDecoder(nn.Module):
             positions = getattr(self, f"{modality}_pos_embed") + getattr(self, f"{modality}_modality_embed")
             complete[modality] = values + positions
         joint = torch.cat(list(complete.values()), dim=1)
-        flags = [present.get(m) if present else None for m in MODALITIES]
-        mask = None
-        if any(flag is not None for flag in flags):
-            masks = [key_mask(flag, complete[m].shape[1], joint) for m, flag in zip(MODALITIES, flags, strict=True)]
-            mask = torch.cat(masks, dim=-1)
+        mask = joint_key_mask(complete, present)
         for block in self.blocks:
             joint = block(joint) if mask is None else block(joint, attn_mask=mask)
         parts = self.norm(joint).split([values.shape[1] for values in complete.values()], dim=1)

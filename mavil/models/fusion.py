@@ -9,11 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mavil.models.layers import SharedBlock, Stack, key_mask
+from mavil.models.layers import Presence, SharedBlock, Stack, joint_key_mask
 from mavil.structs import MODALITIES, Modality
-
-Presence = Mapping[Modality, Tensor | None]
-"""Which clips have a modality, ``[B]`` bool; ``None``, or no entry, where all have it."""
 
 
 @dataclass
@@ -54,7 +51,7 @@ class JointFusion(nn.Module):
         joint = torch.cat(list(tokens.values()), dim=1)
         lengths = [values.shape[1] for values in tokens.values()]
         fused = Fused({modality: [] for modality in tokens})
-        mask = _joint_mask(tokens, present) if alone is None else None
+        mask = joint_key_mask(tokens, present) if alone is None else None
         for block in self.blocks:
             if isinstance(block, SharedBlock):
                 joint = block(joint, attn_mask=mask, alone=alone)
@@ -131,14 +128,6 @@ def _norms(stack: Stack) -> nn.ModuleDict:
 
 def _normed(norms: nn.ModuleDict | None, modality: Modality, tokens: Tensor) -> Tensor:
     return tokens if norms is None else norms[modality](tokens)
-
-
-def _joint_mask(tokens: Mapping[Modality, Tensor], present: Presence | None) -> Tensor | None:
-    """Which keys of the joint sequence may be seen; ``None``, the fast case, where every clip has everything."""
-    flags = {m: present.get(m) if present else None for m in tokens}
-    if all(flag is None for flag in flags.values()):
-        return None
-    return torch.cat([key_mask(flags[m], values.shape[1], values) for m, values in tokens.items()], dim=-1)
 
 
 def _mean_update(updates: Mapping[Modality, Tensor], present: Presence | None) -> Tensor:

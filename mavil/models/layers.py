@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -14,6 +15,9 @@ from mavil.structs import MODALITIES, Modality
 
 LAYER_NORM_EPS = 1e-6
 """Of every LayerNorm where nothing else is said [source MAE, Audio-MAE, MAViL copy]."""
+
+Presence = Mapping[Modality, Tensor | None]
+"""Which clips have a modality, ``[B]`` bool; ``None``, or no entry, where all have it."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +87,21 @@ class SharedBlock(Block):
         return cast(Tensor, x + self.drop_path2(self.mlp(norm2(x))))
 
 
-def key_mask(present: Tensor | None, num_tokens: int, like: Tensor) -> Tensor:
-    """``[B, 1, 1, num_tokens]`` bool for attention: which keys may be seen; ``present`` ``[B]``, none is all."""
-    if present is None:
-        present = torch.ones(len(like), dtype=torch.bool, device=like.device)
-    return present[:, None, None, None].expand(-1, 1, 1, num_tokens)
+def joint_key_mask(tokens: Mapping[Modality, Tensor], present: Presence | None) -> Tensor | None:
+    """Which keys of a joint sequence attention may see, ``[B, 1, 1, keys]`` bool, from the modalities' ``[B, K, D]`` tokens.
+
+    ``None``, the fast case, where every clip has everything.
+    """
+    flags = {m: present.get(m) if present else None for m in tokens}
+    if all(flag is None for flag in flags.values()):
+        return None
+    parts = []
+    for modality, values in tokens.items():
+        flag = flags[modality]
+        if flag is None:
+            flag = torch.ones(len(values), dtype=torch.bool, device=values.device)
+        parts.append(flag[:, None, None, None].expand(-1, 1, 1, values.shape[1]))
+    return torch.cat(parts, dim=-1)
 
 
 def initialise(module: nn.Module) -> None:

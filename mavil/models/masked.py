@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mavil.models.decoder import Decoder, JointDecoder
 from mavil.models.encoder import Encoder
-from mavil.models.fusion import Fusion, Presence
-from mavil.models.layers import LAYER_NORM_EPS, initialise
+from mavil.models.fusion import Fusion
+from mavil.models.layers import LAYER_NORM_EPS, Presence, initialise
 from mavil.models.masking import concatenate
 from mavil.models.tokens import select
 from mavil.structs import MaskedViews, Modality, TokenGrid
@@ -262,8 +262,3 @@ def repeated(present: Presence | None, times: int) -> Presence | None:
     if present is None or times == 1:
         return present
     return {m: None if flags is None else flags.repeat(times) for m, flags in present.items()}
-
-
-def complete(present: Mapping[Modality, Tensor | None]) -> Presence | None:
-    """``None`` where every clip has every modality, so that the fast paths are taken."""
-    return None if all(flags is None for flags in present.values()) else present

@@ -22,8 +22,8 @@ from mavil.evaluation.predict import collect
 from mavil.evaluation.retrieval import both_directions
 from mavil.losses.contrastive import symmetric_info_nce
 from mavil.losses.reconstruction import masked_mse, normalise_patches
-from mavil.models.fusion import Presence
-from mavil.models.masked import MaskedLearner, MaskedOutput, complete
+from mavil.models.layers import Presence
+from mavil.models.masked import MaskedLearner, MaskedOutput
 from mavil.models.tokens import patchify
 from mavil.structs import Inputs, LossReport, MaskedViews, Modality, TokenGrid
 from mavil.tasks.base import Limit, ParameterGroup, group_parameters, unwrapped
@@ -214,7 +214,9 @@ class Pretraining:
 
     def _evaluate_batch(self, model: MaskedLearner, inputs: Inputs) -> dict[str, Tensor]:
         patches, views = self.patches(inputs), self.views(inputs, self.plan.predicting_only())
-        present = complete({m: inputs.present(m) for m in self.grids})
+        # Without dropout; where nothing is absent the fast paths are taken.
+        found = {m: inputs.present(m) for m in self.grids}
+        present = None if all(flags is None for flags in found.values()) else found
         predictions = model(patches, views, present).predictions
         results: dict[str, Tensor] = {}
         for modality, target in self.targets(patches, present).items():

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mavil.models.fusion import Presence
+from mavil.models.layers import Presence
 from mavil.models.masked import MaskedLearner
 from mavil.structs import Modality
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mavil import distributed
 from mavil.config import Contrast, Reconstruction
-from mavil.models.fusion import Presence
+from mavil.models.layers import Presence
 from mavil.structs import Inputs, Modality
 from mavil.tasks.pretrain import Pretraining
 from tests.support.ranks import run_in_ranks

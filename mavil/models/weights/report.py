@@ -37,11 +37,6 @@ class StartReport:
     unused: dict[str, dict[str, str]] = field(default_factory=dict)
     untouched: list[str] = field(default_factory=list)
 
-    @property
-    def num_loaded(self) -> int:
-        """Tensors of the model that were filled."""
-        return sum(len(part.loaded) for part in self.parts.values())
-
     def lines(self) -> list[str]:
         """For the log: one line per part, then one per reason for what is missing or left over, with every name."""
         lines = []
