@@ -28,6 +28,7 @@ def test_the_first_view_is_predicted_and_compared_and_the_second_only_compared()
     assert views.compared[0] is views.predicted[0]
     assert len(views.distinct()) == 2
     assert views.compared[1].visible_ids.shape == (2, 2)
+    assert not torch.equal(views.compared[0].visible_ids, views.compared[1].visible_ids)
 
 
 def test_with_two_predicted_views_the_second_one_is_compared_too() -> None:
