@@ -15,10 +15,11 @@ from pydantic import BaseModel
 from mavil import config, recipe
 
 ROOT = Path(__file__).parents[1]
-LEVEL_0 = {"structs", "seeds", "config", "recipe", "distributed"}
+LEVEL_0 = {"structs", "seeds", "config", "recipe", "distributed", "atomic_files"}
 ALLOWED = {
     "structs": set[str](),
     "seeds": set[str](),
+    "atomic_files": {"structs"},
     "distributed": {"structs"},  # a rank that does not come is a UserError
     "config": {"structs"},
     "recipe": {"structs", "config"},

@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from mavil.atomic_files import write_text
 from mavil.commands.finished import is_finished
 from mavil.commands.measure import check_fields, stored_measurement
 from mavil.commands.pipeline import leave_unless_good, print_plan, print_results, recipes_of, run_here
 from mavil.commands.retrieve import names_in
-from mavil.engine.run.atomic_files import write_text
 from mavil.evaluation.ablation import MeasuredRow, cells_of, groups_of, markdown_tables, measured_rows
 from mavil.pipelines.ablation import Ablation, load_ablation
 from mavil.pipelines.jobs import Job, jobs_of

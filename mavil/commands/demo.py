@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mavil.atomic_files import write_text
 from mavil.commands.assemble import curve_of, load_masked
 from mavil.commands.demo_checks import Check, judge, print_results
 from mavil.commands.demo_clips import ClipSets, make_clip_sets, measure_sound
@@ -25,7 +26,6 @@ from mavil.commands.retrieve import LOUDNESS, cue_results, names_in, retrieval_r
 from mavil.commands.train import train_recipe
 from mavil.config import PretrainTask, Recipe
 from mavil.engine.process.runtime import choose_device, settle
-from mavil.engine.run.atomic_files import write_text
 from mavil.evaluation.probing import CueResult, probeable_fields
 from mavil.recipe import change_recipe, load_recipe
 from mavil.structs import UserError

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mavil import distributed
+from mavil.atomic_files import write_text
 from mavil.commands.assemble import CLASSES_FILE, loader_for, prepare_for, read_recipe, task_for
 from mavil.commands.retrieve import names_in
 from mavil.config import ClassifyTask, Recipe
@@ -21,7 +22,6 @@ from mavil.data.labels import Vocabulary
 from mavil.data.prepare import prepared
 from mavil.engine.checkpoints.reading import load_weights
 from mavil.engine.process.runtime import choose_device, settle
-from mavil.engine.run.atomic_files import write_text
 from mavil.models.weights import load_parts
 from mavil.recipe import change_recipe
 from mavil.structs import Modality, UserError

@@ -13,6 +13,7 @@ import typer
 from torch import Tensor
 
 from mavil import distributed
+from mavil.atomic_files import write_text
 from mavil.commands.assemble import curve_of, load_masked, open_split, read_recipe, shards_of
 from mavil.commands.embedding import Embedded, embed_shards
 from mavil.commands.evaluate import evaluate_run
@@ -25,7 +26,6 @@ from mavil.engine.checkpoints.folder import MANIFEST, read_manifest, step_of
 from mavil.engine.checkpoints.reading import latest_checkpoint
 from mavil.engine.metrics.tracker import read_metrics
 from mavil.engine.process.runtime import choose_device, settle
-from mavil.engine.run.atomic_files import write_text
 from mavil.evaluation.probing import Cue, cue_column, cue_kind, probe_labels, probe_value
 from mavil.pipelines.ablation import Measure
 from mavil.structs import UserError

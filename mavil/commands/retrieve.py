@@ -13,11 +13,11 @@ from rich.table import Table
 from torch import Tensor
 
 from mavil import distributed
+from mavil.atomic_files import write_text
 from mavil.commands.assemble import load_masked, shards_of
 from mavil.commands.embedding import Embedded, embed_shards
 from mavil.config import Recipe
 from mavil.engine.process.runtime import choose_device, settle
-from mavil.engine.run.atomic_files import write_text
 from mavil.evaluation.probing import Cue, CueResult, cue_column, cue_table
 from mavil.evaluation.retrieval import both_directions
 from mavil.recipe import change_recipe

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from mavil import distributed
+from mavil.atomic_files import write_text
 from mavil.commands.assemble import (
     CLASSES_FILE,
     CONFIG_FILE,
@@ -35,7 +36,6 @@ from mavil.engine.metrics.tracker import Tracker
 from mavil.engine.process.runtime import choose_device, log_to, record_environment, seed_everything, settle
 from mavil.engine.process.stopping import StopRequest, stop_on_signals
 from mavil.engine.process.watchdog import Watchdog
-from mavil.engine.run.atomic_files import write_text
 from mavil.engine.run.folder import start_run
 from mavil.engine.run.lock import holding
 from mavil.recipe import dump_recipe

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mavil import distributed
-from mavil.engine.run.atomic_files import write_text
+from mavil.atomic_files import write_text
 from mavil.engine.wording import first_names
 from mavil.structs import Batch, UserError
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mavil import distributed
+from mavil.atomic_files import unwritable
 from mavil.commands.assemble import read_recipe, task_for
 from mavil.commands.checks.findings import Findings, Odd
 from mavil.commands.finished import num_steps
@@ -20,7 +21,6 @@ from mavil.config import Recipe
 from mavil.data.labels import Vocabulary
 from mavil.engine.checkpoints.folder import read_manifest, step_of
 from mavil.engine.checkpoints.reading import latest_checkpoint, load_checkpoint
-from mavil.engine.run.atomic_files import unwritable
 from mavil.engine.run.folder import SEEN_SECONDS, compare
 from mavil.engine.run.lock import owner_of
 from mavil.recipe import dump_recipe

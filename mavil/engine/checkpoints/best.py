@@ -13,8 +13,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mavil.atomic_files import replace_link, sync_folder, write_text
 from mavil.engine.checkpoints.folder import folder_of
-from mavil.engine.run.atomic_files import replace_link, sync_folder, write_text
 
 logger = logging.getLogger(__name__)
 

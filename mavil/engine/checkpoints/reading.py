@@ -30,6 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mavil import distributed
+from mavil.atomic_files import write_text
 from mavil.distributed.on_main import on_main
 from mavil.engine.checkpoints.folder import (
     AVERAGED,
@@ -45,7 +46,6 @@ from mavil.engine.checkpoints.folder import (
     read_manifest,
     step_of,
 )
-from mavil.engine.run.atomic_files import write_text
 from mavil.engine.wording import first_names
 from mavil.structs import TrainState, UserError
 

@@ -14,10 +14,10 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
+from mavil.atomic_files import sync_folder, write_text
 from mavil.engine.checkpoints.folder import MANIFEST, checkpoints, sealed, step_of
 from mavil.engine.checkpoints.host_copy import tensors_of
 from mavil.engine.checkpoints.reading import put_back, replaced_name
-from mavil.engine.run.atomic_files import sync_folder, write_text
 
 logger = logging.getLogger(__name__)
 

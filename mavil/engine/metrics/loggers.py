@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mavil import distributed
+from mavil.atomic_files import write_text
 from mavil.engine.metrics.tracker import read_metrics
-from mavil.engine.run.atomic_files import write_text
 from mavil.structs import UserError
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mavil import distributed
-from mavil.engine.run.atomic_files import write_text
+from mavil.atomic_files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from mavil import distributed
+from mavil.atomic_files import write_text
 from mavil.engine.process.code_version import commit
-from mavil.engine.run.atomic_files import write_text
 from mavil.seeds import sample_seed
 from mavil.structs import UserError
 

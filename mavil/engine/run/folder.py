@@ -27,10 +27,10 @@ from typing import Any
 import yaml
 
 from mavil import distributed
+from mavil.atomic_files import unwritable, write_text
 from mavil.distributed.on_main import on_main
 from mavil.engine.checkpoints.folder import step_of
 from mavil.engine.checkpoints.reading import latest_checkpoint
-from mavil.engine.run.atomic_files import unwritable, write_text
 from mavil.engine.wording import first_names
 from mavil.recipe import dump_recipe, recipe_from_tree
 from mavil.structs import UserError

@@ -30,8 +30,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mavil.atomic_files import unwritable
 from mavil.distributed.on_main import on_main
-from mavil.engine.run.atomic_files import unwritable
 from mavil.engine.run.lock_owner import Owner
 from mavil.structs import UserError
 
