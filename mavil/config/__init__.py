@@ -3,28 +3,33 @@
 :mod:`mavil.recipe` reads them from YAML files and the command line.
 """
 
+from mavil.config.audio import AudioAugment, AudioBranch
 from mavil.config.base import Duration, Length, Settings
 from mavil.config.data import Data, Remote, Sampling
-from mavil.config.model import (
-    AudioAugment,
-    AudioBranch,
-    BottleneckFusion,
-    Branch,
-    DecoderTower,
-    JointFusion,
-    Tower,
-    VideoAugment,
-    VideoBranch,
-)
+from mavil.config.masking import ChunkMasking, RandomMasking, SpanMasking, StructuredMasking
+from mavil.config.model import BottleneckFusion, Branch, DecoderTower, JointFusion, Tower
 from mavil.config.system import Recipe
-from mavil.config.task import ClassifyTask, Contrast, PretrainTask, Projection, Reconstruction, Start, Teacher
+from mavil.config.task import (
+    ClassifyTask,
+    Contrast,
+    Mixup,
+    PatchDiscrimination,
+    PretrainTask,
+    Projection,
+    Reconstruction,
+    Start,
+    Teacher,
+    TokenMasking,
+)
 from mavil.config.training import Optimizer, Schedule, Trainer
+from mavil.config.video import VideoAugment, VideoBranch
 
 __all__ = [
     "AudioAugment",
     "AudioBranch",
     "BottleneckFusion",
     "Branch",
+    "ChunkMasking",
     "ClassifyTask",
     "Contrast",
     "Data",
@@ -32,17 +37,23 @@ __all__ = [
     "Duration",
     "JointFusion",
     "Length",
+    "Mixup",
     "Optimizer",
+    "PatchDiscrimination",
     "PretrainTask",
     "Projection",
+    "RandomMasking",
     "Recipe",
     "Reconstruction",
     "Remote",
     "Sampling",
     "Schedule",
     "Settings",
+    "SpanMasking",
     "Start",
+    "StructuredMasking",
     "Teacher",
+    "TokenMasking",
     "Tower",
     "Trainer",
     "VideoAugment",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from mavil.config.model import AudioBranch, BottleneckFusion, JointFusion, VideoBranch
+from mavil.config.audio import AudioBranch
+from mavil.config.branch_exclusions import check_decoder, check_joint_decoder, check_mask, check_positions
+from mavil.config.masking import StructuredMasking, visible_rows
+from mavil.config.model import BottleneckFusion, JointFusion
 from mavil.config.task import ClassifyTask, Contrast, PretrainTask
 from mavil.config.training import Trainer
+from mavil.config.video import VideoBranch
 from mavil.structs import Modality
 
 DEFAULT_WINDOWS: dict[Modality, tuple[int, ...]] = {"audio": (4, 4), "video": (2, 7, 7)}
@@ -21,19 +25,22 @@ def check_pretraining(task: PretrainTask, branches: Branches, fusion: Fusion | N
         ValueError: two settings do not go together.
     """
     for modality, branch in branches.items():
-        _check_mask(f"{modality}.mask_ratio", branch.mask_ratio, branch)
+        check_positions(modality, branch)
+        check_mask(f"{modality}.mask_ratio", branch.mask_ratio, modality, branch)
     if task.contrast is not None:
         _check_contrast(task.contrast, branches, fusion)
     if has_joint_decoder:
-        _check_joint_decoder(branches)
+        check_joint_decoder(branches)
     for modality, branch in branches.items():
-        _check_windows(modality, branch)
+        check_decoder(modality, branch, branch.decoder.window or DEFAULT_WINDOWS[modality])
+    _check_discrimination(task, has_joint_decoder)
+    _check_fusion(branches, fusion)
     _check_dropout(task.modality_dropout, list(branches))
     _check_start(task, list(branches))
 
 
-def check_classification(task: ClassifyTask, fusion: Fusion | None) -> None:
-    """What only a classifier looks at: heads, pooling, where weights come from.
+def check_classification(task: ClassifyTask, branches: Branches, fusion: Fusion | None) -> None:
+    """What only a classifier looks at: heads, pooling, tokens it leaves out, where weights come from.
 
     Raises:
         ValueError: two settings do not go together.
@@ -63,6 +70,10 @@ def check_classification(task: ClassifyTask, fusion: Fusion | None) -> None:
             f"task.alone=average is for a model of both modalities, but task.modalities is {task.modalities[0]} alone: set "
             "task.alone=own"
         )
+    for modality, branch in branches.items():
+        check_positions(modality, branch)
+    _check_token_masking(task, branches)
+    _check_fusion(branches, fusion)
     _check_dropout(task.modality_dropout, list(task.modalities))
     _check_start(task, list(task.modalities))
 
@@ -80,6 +91,11 @@ def check_training(settings: Trainer, task: PretrainTask | ClassifyTask) -> None
             f"trainer.accumulation {settings.accumulation} would give each contrastive loss only the candidates of one "
             "micro-step: set trainer.accumulation_negatives=cached to have those of the whole step, for a second forward "
             "pass, or =fewer if that is meant"
+        )
+    if isinstance(task, ClassifyTask) and task.mixup.probability > 0 and _holds_one_clip(settings):
+        raise ValueError(
+            f"task.mixup.probability={task.mixup.probability} mixes clips of a batch, but trainer.device_batch is 1: make it 2 "
+            "or more, or set task.mixup.probability=0"
         )
     if settings.term_gradients_every is None:
         return
@@ -99,11 +115,9 @@ def check_training(settings: Trainer, task: PretrainTask | ClassifyTask) -> None
             )
 
 
-def _check_mask(setting: str, ratio: float, branch: AudioBranch | VideoBranch) -> None:
-    try:
-        branch.grid().num_visible(ratio)
-    except ValueError as error:
-        raise ValueError(f"{setting}: {error}") from None
+def _holds_one_clip(settings: Trainer) -> bool:
+    """With ``global_batch`` the number of ranks decides."""
+    return settings.device_batch == 1 and settings.global_batch is None
 
 
 def _check_contrast(contrast: Contrast, branches: Branches, fusion: Fusion | None) -> None:
@@ -130,44 +144,66 @@ def _check_contrast(contrast: Contrast, branches: Branches, fusion: Fusion | Non
             f"task.contrast.{one}_mask_ratio is {given[one]}, but task.contrast.{other}_mask_ratio is not set: set both or none"
         )
     for modality, branch in branches.items():
-        if (ratio := ratios[modality]) is not None:
-            _check_mask(f"task.contrast.{modality}_mask_ratio", ratio, branch)
-
-
-def _check_joint_decoder(branches: Branches) -> None:
-    if len(branches) < 2:
-        raise ValueError(
-            f"joint_decoder needs both modalities, but only {next(iter(branches))} is set: set it to false"
-        )
-    audio, video = branches["audio"], branches["video"]
-    for name in type(audio.decoder).model_fields:
-        own, other = getattr(audio.decoder, name), getattr(video.decoder, name)
-        if own != other:
+        ratio = ratios[modality]
+        if ratio is None:
+            continue
+        setting = f"task.contrast.{modality}_mask_ratio"
+        if isinstance(branch, AudioBranch) and isinstance(branch.masking, StructuredMasking):
             raise ValueError(
-                f"joint_decoder is one decoder for both, but audio.decoder.{name} is {own} and video.decoder.{name} is {other}: "
-                "give both the same decoder"
+                f"{setting} is {ratio}, but {modality}.masking.kind is structured, whose time_ratio {branch.masking.time_ratio} "
+                f"and mel_ratio {branch.masking.mel_ratio} say how much is hidden: leave task.contrast's ratios out"
             )
-    if audio.decoder.attention == "windowed":
-        raise ValueError(
-            "joint_decoder looks at the tokens of both modalities, but audio.decoder.attention is windowed: windows lie in one "
-            "token grid, so set attention=global or joint_decoder=false"
-        )
-    if audio.encoder.width != video.encoder.width:
-        raise ValueError(
-            f"joint_decoder needs encoders of one width, but audio has {audio.encoder.width} and video {video.encoder.width}"
-        )
+        check_mask(setting, ratio, modality, branch)
 
 
-def _check_windows(modality: Modality, branch: AudioBranch | VideoBranch) -> None:
-    if branch.decoder.attention != "windowed":
+def _check_discrimination(task: PretrainTask, has_joint_decoder: bool) -> None:
+    if task.patch_discrimination is None:
         return
-    window, cells = branch.decoder.window or DEFAULT_WINDOWS[modality], branch.grid().cells
-    if len(window) != len(cells) or any(count % size for count, size in zip(cells, window, strict=True)):
-        origin = "" if branch.decoder.window else " (the default)"
+    weight = task.patch_discrimination.weight
+    if task.teacher is not None:
         raise ValueError(
-            f"{modality}.decoder.window={list(window)}{origin} does not divide the token grid of {list(cells)} cells: every axis "
-            "must be a multiple"
+            f"task.patch_discrimination (weight {weight}) tells raw patches apart, but task.teacher.run={task.teacher.run} gives "
+            "other targets: leave one out"
         )
+    if has_joint_decoder:
+        raise ValueError(
+            f"task.patch_discrimination (weight {weight}) needs a decoder per modality, but joint_decoder is true: leave one out"
+        )
+
+
+def _check_fusion(branches: Branches, fusion: Fusion | None) -> None:
+    """Fusion blocks are like those of the audio encoder, and such with norms behind have no others."""
+    if fusion is None or "audio" not in branches or branches["audio"].encoder.norm != "post":
+        return
+    for name in ("input_norm", "alone_norms"):
+        if getattr(fusion, name, False):
+            raise ValueError(
+                f"fusion.{name}=true belongs to blocks with norms before attention and MLP, but audio.encoder.norm is post, and "
+                f"fusion blocks are like the audio encoder's: set fusion.{name}=false"
+            )
+
+
+def _check_token_masking(task: ClassifyTask, branches: Branches) -> None:
+    masking = task.masking
+    settings: tuple[tuple[str, Modality], ...] = (
+        ("time_ratio", "audio"),
+        ("mel_ratio", "audio"),
+        ("video_ratio", "video"),
+    )
+    for name, modality in settings:
+        value = getattr(masking, name)
+        if value > 0 and modality not in task.modalities:
+            raise ValueError(
+                f"task.masking.{name}={value} leaves {modality} tokens out, but task.modalities is {task.modalities[0]} alone: "
+                "set it to 0"
+            )
+    try:
+        if masking.time_ratio > 0 or masking.mel_ratio > 0:
+            visible_rows(branches["audio"].grid(), masking.time_ratio, masking.mel_ratio)
+        if masking.video_ratio > 0:
+            branches["video"].grid().num_visible(masking.video_ratio)
+    except ValueError as error:
+        raise ValueError(f"task.masking: {error}") from None
 
 
 def _check_dropout(probability: float, modalities: list[Modality]) -> None:

@@ -6,12 +6,14 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from mavil.config.audio import AudioBranch
 from mavil.config.base import Settings
 from mavil.config.data import Data
 from mavil.config.exclusions import check_classification, check_pretraining, check_training
-from mavil.config.model import AudioBranch, BottleneckFusion, JointFusion, VideoBranch
+from mavil.config.model import BottleneckFusion, JointFusion
 from mavil.config.task import ClassifyTask, PretrainTask
 from mavil.config.training import Optimizer, Schedule, Trainer
+from mavil.config.video import VideoBranch
 from mavil.structs import MODALITIES, Modality
 
 
@@ -72,5 +74,6 @@ class Recipe(Settings):
             branches = {m: branch for m in MODALITIES if (branch := self.branch(m)) is not None}
             check_pretraining(self.task, branches, self.fusion, self.joint_decoder)
         else:
-            check_classification(self.task, self.fusion)
+            seen = {m: branch for m in self.modalities if (branch := self.branch(m)) is not None}
+            check_classification(self.task, seen, self.fusion)
         return self

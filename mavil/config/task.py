@@ -25,6 +25,16 @@ class Reconstruction(Settings):
     )
 
 
+class PatchDiscrimination(Settings):
+    """Which hidden patch belongs to a prediction, among all hidden ones of its clip (InfoNCE) [source SSAST, MAE-AST]."""
+
+    weight: float = Field(1.0, gt=0, description="factor of the term [source MAE-AST; reconstruction: 10]")
+    softmax_over: Literal["targets", "predictions"] = Field(
+        "targets",
+        description="for each prediction over the clip's patches [source MAE-AST], or the reverse [source SSAST]",
+    )
+
+
 class Projection(Settings):
     """A small network between what is pooled and what is compared: Linear, GELU, Linear."""
 
@@ -77,7 +87,9 @@ class Teacher(Settings):
 class Start(Settings):
     """Weights of other projects to start from; their layout is recognised by the names of their tensors."""
 
-    audio: str | None = Field(None, description="checkpoint file for the audio branch: Audio-MAE or image MAE")
+    audio: str | None = Field(
+        None, description="checkpoint file for the audio branch: Audio-MAE, MSM-MAE, MAE-AST or image MAE"
+    )
     video: str | None = Field(None, description="checkpoint file for the video branch: image MAE, MAE-ST or VideoMAE")
     model: str | None = Field(
         None, description="checkpoint file for everything: MAViL, CAV-MAE, or an image MAE by CAV-MAE's rule"
@@ -92,6 +104,15 @@ class Start(Settings):
         description="every fusion block a copy of the last encoder block of the video start, else of the audio start "
         "[source AV-SUPERB copy]",
     )
+    positions: Literal["known", "own"] = Field(
+        "known",
+        description="tables for an input of another size, also those of task.weights: cut so that a token keeps its code [our "
+        "choice], or computed for that size [source Audio-MAE on shorter sound, where audio.positions is transposed_2d]",
+    )
+    allow_pickle: bool = Field(
+        False,
+        description="also files with objects beside tensors (fairseq's): read with placeholders, nothing of them runs",
+    )
 
 
 class PretrainTask(Settings):
@@ -100,6 +121,9 @@ class PretrainTask(Settings):
     kind: Literal["pretrain"] = "pretrain"
     reconstruction: Reconstruction = Reconstruction()
     contrast: Contrast | None = Contrast()
+    patch_discrimination: PatchDiscrimination | None = Field(
+        None, description="of raw patches; none [paper; with it: SSAST, MAE-AST]"
+    )
     teacher: Teacher | None = None
     masked_views: int = Field(
         1,
@@ -117,6 +141,23 @@ class PretrainTask(Settings):
         None, description="run folder to start from; none: random start [recalled: stage 2 starts anew]"
     )
     start: Start = Start()
+
+
+class TokenMasking(Settings):
+    """Tokens that fine-tuning leaves out in training [source Audio-MAE]."""
+
+    time_ratio: float = Field(
+        0.0, ge=0, lt=1, description="share of the audio grid's time steps [0.2: source Audio-MAE]"
+    )
+    mel_ratio: float = Field(0.0, ge=0, lt=1, description="share of the audio grid's mel bands [0.2: source Audio-MAE]")
+    video_ratio: float = Field(0.0, ge=0, lt=1, description="share of the video tokens, each by itself")
+
+
+class Mixup(Settings):
+    """Clips of a batch are mixed with each other, before the spectrogram, and so are their labels [source AST, Audio-MAE]."""
+
+    probability: float = Field(0.0, ge=0, le=1, description="share of training clips that are mixed [0.5: Audio-MAE]")
+    beta: float = Field(10.0, gt=0, description="the first clip's share is Beta(beta, beta) distributed [source AST]")
 
 
 class ClassifyTask(Settings):
@@ -159,3 +200,5 @@ class ClassifyTask(Settings):
     drop_path: float = Field(
         0.1, ge=0, lt=1, description="stochastic depth at the last block, linear from 0 [source Audio-MAE]"
     )
+    masking: TokenMasking = TokenMasking()
+    mixup: Mixup = Mixup()

@@ -19,6 +19,7 @@ class Optimizer(Settings):
     betas: tuple[Momentum, Momentum] = Field(
         (0.9, 0.95), description="[recalled]; fine-tuning uses (0.9, 0.999) [source Audio-MAE]"
     )
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment [torch; 1e-6: source MAE-AST]")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="learning-rate factor per block from the head down; fine-tuning 0.75"
     )
@@ -28,10 +29,13 @@ class Optimizer(Settings):
 
 
 class Schedule(Settings):
-    """Linear warm-up, then half a cosine to ``min_lr``; a pure function of the step."""
+    """Linear warm-up, then down to ``min_lr``; a pure function of the step."""
 
     length: Length = Field(Duration(count=20, unit="epochs"), description="[recalled: 20 epochs per stage]")
     warmup: Length = Field(Duration(count=4, unit="epochs"), description="[recalled, weak]")
+    decay: Literal["cosine", "linear"] = Field(
+        "cosine", description="half a cosine [source MAE, Audio-MAE], or a straight line [source MAE-AST]"
+    )
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end [source Audio-MAE]")
 
 
