@@ -21,7 +21,7 @@ def build_encoder(branch: AudioBranch | VideoBranch, drop_path: float = 0.0) -> 
     return Encoder(
         branch.grid(),
         build_stack(branch.encoder, drop_path),
-        _positions(branch),
+        branch.positions,
         branch.cls_token,
         branch.modality_embedding,
         branch.trained_positions,
@@ -30,19 +30,31 @@ def build_encoder(branch: AudioBranch | VideoBranch, drop_path: float = 0.0) -> 
 
 def build_stack(tower: Tower, drop_path: float = 0.0) -> Stack:
     """The size of a tower's blocks as plain values."""
-    return Stack(tower.width, tower.depth, tower.num_heads, tower.mlp_ratio, tower.layer_norm_eps, drop_path)
+    return Stack(
+        tower.width,
+        tower.depth,
+        tower.num_heads,
+        tower.mlp_ratio,
+        tower.layer_norm_eps,
+        drop_path,
+        post_norm=tower.norm == "post",
+        key_bias=tower.key_bias,
+        dropout=tower.dropout,
+        layer_drop=tower.layer_drop,
+    )
 
 
 def build_masked(recipe: Recipe, target_values: dict[Modality, int] | None = None) -> MaskedLearner:
     """The pre-training network of a recipe; ``target_values`` are prediction sizes per token where they are not patch sizes."""
     branches = _branches(recipe)
     values = target_values or {m: branch.grid().patch_values for m, branch in branches.items()}
+    discriminates = isinstance(recipe.task, PretrainTask) and recipe.task.patch_discrimination is not None
     encoders: dict[Modality, Encoder] = {}
     each: dict[Modality, Decoder] = {}
     for modality, branch in branches.items():
         encoders[modality] = build_encoder(branch)
         if not recipe.joint_decoder:
-            each[modality] = _build_decoder(branch, values[modality])
+            each[modality] = _build_decoder(branch, values[modality], discriminates)
     decoders = _build_joint_decoder(branches, values) if recipe.joint_decoder else each
     fusion = build_fusion(recipe)
     contrast = recipe.task.contrast if isinstance(recipe.task, PretrainTask) else None
@@ -56,12 +68,23 @@ def build_masked(recipe: Recipe, target_values: dict[Modality, int] | None = Non
     return MaskedLearner(encoders, decoders, fusion, contrast.pooled_from, contrast.pooling, projections)
 
 
-def _build_decoder(branch: AudioBranch | VideoBranch, values: int) -> Decoder:
-    stack, window = build_stack(branch.decoder), None
-    if branch.decoder.attention == "windowed":
-        window = branch.decoder.window or DEFAULT_WINDOWS["video" if isinstance(branch, VideoBranch) else "audio"]
-    width = branch.encoder.width
-    return Decoder(branch.grid(), width, stack, _positions(branch), values, branch.cls_token, window)
+def _build_decoder(branch: AudioBranch | VideoBranch, values: int, discriminates: bool) -> Decoder:
+    settings, window = branch.decoder, None
+    if settings.attention == "windowed":
+        window = settings.window or DEFAULT_WINDOWS["video" if isinstance(branch, VideoBranch) else "audio"]
+    return Decoder(
+        branch.grid(),
+        branch.encoder.width,
+        build_stack(settings),
+        settings.positions or branch.positions,
+        values,
+        branch.cls_token,
+        window,
+        settings.shift,
+        settings.global_blocks,
+        settings.projection,
+        discriminates,
+    )
 
 
 def _build_joint_decoder(
@@ -72,7 +95,7 @@ def _build_joint_decoder(
         {m: branch.grid() for m, branch in branches.items()},
         audio.encoder.width,
         build_stack(audio.decoder),
-        {m: _positions(branch) for m, branch in branches.items()},
+        {m: branch.decoder.positions or branch.positions for m, branch in branches.items()},
         values,
         {m: int(branch.cls_token) for m, branch in branches.items()},
     )
@@ -110,7 +133,3 @@ def build_fusion(recipe: Recipe, drop_path: float = 0.0) -> Fusion | None:
 
 def _branches(recipe: Recipe) -> dict[Modality, AudioBranch | VideoBranch]:
     return {m: branch for m in MODALITIES if (branch := recipe.branch(m)) is not None}
-
-
-def _positions(branch: AudioBranch | VideoBranch) -> str:
-    return branch.positions if isinstance(branch, VideoBranch) else "sincos_2d"

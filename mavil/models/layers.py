@@ -8,6 +8,8 @@ from functools import partial
 from typing import cast
 
 import torch
+import torch.nn.functional as F
+from timm.layers import Attention, DropPath, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ Presence = Mapping[Modality, Tensor | None]
 
 @dataclass(frozen=True)
 class Stack:
-    """A row of pre-norm blocks with QKV bias, exact GELU and fused attention, and the norm that goes with it.
+    """A row of blocks with QKV bias, exact GELU and fused attention, and the norms that go with it.
 
     Attributes:
         width: channels per token.
@@ -31,6 +33,11 @@ class Stack:
         mlp_ratio: hidden channels of the MLP per channel.
         layer_norm_eps: of every LayerNorm.
         drop_path: stochastic depth of the last block; it grows linearly from 0.
+        post_norm: blocks are :class:`PostNormBlock` and a norm stands before the first; otherwise they are timm's pre-norm blocks
+            and a norm stands after the last.
+        key_bias: without it only queries and values have a bias [source MSM-MAE].
+        dropout: of what enters, of attention, of what leaves attention and MLP.
+        layer_drop: probability that training leaves a block out.
     """
 
     width: int
@@ -39,42 +46,124 @@ class Stack:
     mlp_ratio: float = 4.0
     layer_norm_eps: float = LAYER_NORM_EPS
     drop_path: float = 0.0
+    post_norm: bool = False
+    key_bias: bool = True
+    dropout: float = 0.0
+    layer_drop: float = 0.0
 
     def blocks(self, alone_norms: bool = False) -> nn.ModuleList:
-        """The blocks, initialised; with ``alone_norms`` they are :class:`SharedBlock`."""
+        """The blocks, initialised; with ``alone_norms`` they are :class:`SharedBlock`.
+
+        Raises:
+            ValueError: ``alone_norms`` with post-norm blocks, of which there is no such kind.
+        """
+        if alone_norms and self.post_norm:
+            raise ValueError(
+                "blocks with norms for modalities that pass alone are pre-norm ones: post_norm must be off"
+            )
         rates = [self.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
-        kind = SharedBlock if alone_norms else Block
-        blocks = nn.ModuleList(
-            kind(self.width, self.num_heads, self.mlp_ratio, True, norm_layer=self._norm_layer, drop_path=rate)  # type: ignore[arg-type]
-            for rate in rates
-        )
-        blocks.apply(initialise)
+        kind = SharedBlock if alone_norms else PostNormBlock if self.post_norm else PreNormBlock
+        blocks = nn.ModuleList(kind(self, rate) for rate in rates)
+        blocks.apply(initialise_like_bert if self.post_norm else initialise)
         return blocks
 
-    def norm(self) -> nn.LayerNorm:
-        """A LayerNorm of this width."""
-        return self._norm_layer(self.width)
+    def input_norm(self) -> nn.Module:
+        """What stands before the first block: a LayerNorm for post-norm blocks, else nothing."""
+        return self.layer_norm(self.width) if self.post_norm else nn.Identity()
+
+    def norm(self) -> nn.Module:
+        """What stands after the last block: a LayerNorm for pre-norm blocks; the others end with one."""
+        return nn.Identity() if self.post_norm else self.layer_norm(self.width)
+
+    def attention(self) -> Attention:
+        """One block's attention."""
+        kind = Attention if self.key_bias else KeylessBiasAttention
+        return kind(self.width, self.num_heads, qkv_bias=self.key_bias, attn_drop=self.dropout, proj_drop=self.dropout)
 
     @property
-    def _norm_layer(self) -> partial[nn.LayerNorm]:
+    def layer_norm(self) -> partial[nn.LayerNorm]:
+        """Makes a LayerNorm of some width."""
         return partial(nn.LayerNorm, eps=self.layer_norm_eps)
 
 
-class SharedBlock(Block):
+class PreNormBlock(Block):
+    """``x += attention(norm1(x))``, then ``x += mlp(norm2(x))`` [source MAE]: timm's block with what a stack asks for."""
+
+    def __init__(self, stack: Stack, drop_path: float = 0.0) -> None:
+        super().__init__(
+            stack.width,
+            stack.num_heads,
+            stack.mlp_ratio,
+            qkv_bias=True,
+            proj_drop=stack.dropout,
+            attn_drop=stack.dropout,
+            drop_path=drop_path,
+            norm_layer=stack.layer_norm,  # type: ignore[arg-type]
+        )
+        if not stack.key_bias:
+            self.attn = stack.attention()
+        self.layer_drop = stack.layer_drop
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """``[B, K, D]`` to the same; ``attn_mask`` as in torch's attention."""
+        return _perhaps_left_out(x, super().forward(x, attn_mask=attn_mask), self.layer_drop if self.training else 0.0)
+
+
+class PostNormBlock(nn.Module):
+    """``x = norm1(x + attention(x))``, then ``x = norm2(x + mlp(x))``: BERT's and wav2vec 2.0's block [source MAE-AST]."""
+
+    def __init__(self, stack: Stack, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.attn = stack.attention()
+        self.norm1 = stack.layer_norm(stack.width)
+        self.mlp = Mlp(stack.width, int(stack.width * stack.mlp_ratio), drop=(0.0, stack.dropout))
+        self.norm2 = stack.layer_norm(stack.width)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.layer_drop = stack.layer_drop
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """``[B, K, D]`` to the same; ``attn_mask`` as in torch's attention."""
+        attended = self.norm1(x + self.drop_path(self.attn(x, attn_mask=attn_mask)))
+        after = self.norm2(attended + self.drop_path(self.mlp(attended)))
+        return _perhaps_left_out(x, after, self.layer_drop if self.training else 0.0)
+
+
+class KeylessBiasAttention(Attention):
+    """Attention whose queries and values have a bias and whose keys have none; names as in BEiT [source MSM-MAE]."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float) -> None:
+        super().__init__(dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop, proj_drop=proj_drop)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """``[B, K, D]`` to the same."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
+        dropout = self.attn_drop.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal)
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+def _perhaps_left_out(before: Tensor, after: Tensor, probability: float) -> Tensor:
+    """A block's output, or with some probability its input, for the whole batch.
+
+    The block is computed either way: on several ranks every parameter has a gradient, zero where its block was left out.
+    """
+    if probability == 0.0:
+        return after
+    return torch.where(torch.rand((), device=before.device) < probability, before, after)
+
+
+class SharedBlock(PreNormBlock):
     """A block for the joint sequence and for each modality by itself, with norms of its own for each use [source CAV-MAE]."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        norm_layer: partial[nn.LayerNorm],
-        drop_path: float,
-    ) -> None:
-        super().__init__(width, num_heads, mlp_ratio, qkv_bias, norm_layer=norm_layer, drop_path=drop_path)  # type: ignore[arg-type]
+    def __init__(self, stack: Stack, drop_path: float = 0.0) -> None:
+        super().__init__(stack, drop_path)
+        norm, width = stack.layer_norm, stack.width
         self.alone_norms = nn.ModuleDict(
-            {m: nn.ModuleDict({"norm1": norm_layer(width), "norm2": norm_layer(width)}) for m in MODALITIES}
+            {m: nn.ModuleDict({"norm1": norm(width), "norm2": norm(width)}) for m in MODALITIES}
         )
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, alone: Modality | None = None) -> Tensor:  # type: ignore[override]
@@ -83,8 +172,9 @@ class SharedBlock(Block):
         if alone is not None:
             norms = cast(nn.ModuleDict, self.alone_norms[alone])
             norm1, norm2 = norms["norm1"], norms["norm2"]
-        x = x + self.drop_path1(self.attn(norm1(x), attn_mask=attn_mask))
-        return cast(Tensor, x + self.drop_path2(self.mlp(norm2(x))))
+        after = x + self.drop_path1(self.attn(norm1(x), attn_mask=attn_mask))
+        after = after + self.drop_path2(self.mlp(norm2(after)))
+        return _perhaps_left_out(x, after, self.layer_drop if self.training else 0.0)
 
 
 def joint_key_mask(tokens: Mapping[Modality, Tensor], present: Presence | None) -> Tensor | None:
@@ -113,3 +203,17 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def initialise_like_bert(module: nn.Module) -> None:
+    """BERT's initialisation: Linear N(0, 0.02) with zero bias, LayerNorm one and zero [source MAE-AST]."""
+    initialise(module)
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+
+
+def padding_mask(is_padding: Tensor | None, num_prefix: int) -> Tensor | None:
+    """Which keys attention may see, ``[B, 1, 1, c + N]`` bool, of sequences whose patch tokens ``[B, N]`` may be padding."""
+    if is_padding is None:
+        return None
+    return F.pad(~is_padding, (num_prefix, 0), value=True)[:, None, None]

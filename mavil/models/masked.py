@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -26,10 +26,15 @@ Tokens = dict[Modality, Tensor]
 
 @dataclass
 class MaskedOutput:
-    """``predictions`` ``[V, B, N, values]`` of predicted views and ``pooled`` ``[V, B, Z]`` of compared ones, by modality."""
+    """What a forward gives, by modality.
+
+    ``predictions`` ``[V, B, N, values]`` of predicted views; ``discriminations`` ``[V, B, N, P]`` of them, where decoders have
+    that head; ``pooled`` ``[V, B, Z]`` of compared views.
+    """
 
     predictions: dict[Modality, Tensor]
     pooled: dict[Modality, Tensor]
+    discriminations: dict[Modality, Tensor] = field(default_factory=dict)
 
 
 class Projection(nn.Module):
@@ -101,8 +106,9 @@ class MaskedLearner(nn.Module):
         if self.pooled_from != "fusion":
             pairs = pairs[:num_predicted]
         fused = self._fuse(pairs, present)
-        predictions = self._decode(fused[:num_predicted], views, present) if num_predicted else {}
-        return MaskedOutput(predictions, self._pool_compared(views, encoded, fused))
+        output = self._decode(fused[:num_predicted], views, present) if num_predicted else MaskedOutput({}, {})
+        output.pooled = self._pool_compared(views, encoded, fused)
+        return output
 
     def _encode(self, modality: Modality, patches: Tensor, views: MaskedViews) -> list[Tensor]:
         """``[B, c + K, D]`` of each distinct view."""
@@ -136,14 +142,22 @@ class MaskedLearner(nn.Module):
 
     def _decode(
         self, fused: list[Tokens], views: dict[Modality, MaskedViews], present: Presence | None
-    ) -> dict[Modality, Tensor]:
+    ) -> MaskedOutput:
         tokens: Tokens = {m: torch.cat([pair[m] for pair in fused]) for m in views}
         all_views = {m: concatenate(views[m].predicted) for m in views}
+        output = MaskedOutput({}, {})
         if self.decoder is not None:
-            predictions = self.decoder(tokens, all_views, repeated(present, len(fused)))
-        else:
-            predictions = {m: self.decoders[m](values, all_views[m]) for m, values in tokens.items()}
-        return {m: values.unflatten(0, (len(fused), -1)) for m, values in predictions.items()}
+            output.predictions = self.decoder(tokens, all_views, repeated(present, len(fused)))
+        for name, module in self.decoders.items():
+            modality, decoder = cast(Modality, name), cast(Decoder, module)
+            decoded = decoder.decode(tokens[modality], all_views[modality])
+            output.predictions[modality] = decoder.pred(decoded)
+            if decoder.discriminate is not None:
+                output.discriminations[modality] = decoder.discriminate(decoded)
+        for values in (output.predictions, output.discriminations):
+            for modality in values:
+                values[modality] = values[modality].unflatten(0, (len(fused), -1))
+        return output
 
     def _pool_compared(
         self, views: dict[Modality, MaskedViews], encoded: dict[Modality, list[Tensor]], fused: list[Tokens]

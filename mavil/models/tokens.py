@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,18 +27,37 @@ def patchify(values: Tensor, grid: TokenGrid) -> Tensor:
     axes = len(grid.cells)
     if grid.axes is not None:
         values = values.permute(0, 1, *(2 + axis for axis in grid.axes))
+    if grid.stride is not None:
+        for axis, (size, step) in enumerate(zip(grid.patch, grid.stride, strict=True)):
+            values = values.unfold(2 + axis, size, step)  # the patch's own axes gather at the end
+        order = (0, *range(2, 2 + 2 * axes), 1)
+        return values.permute(order).reshape(values.shape[0], grid.num_tokens, grid.patch_values)
     split = values.reshape(values.shape[0], grid.channels, *sum(zip(grid.cells, grid.patch, strict=True), ()))
     cells, insides = [2 + 2 * i for i in range(axes)], [3 + 2 * i for i in range(axes)]
     return split.permute(0, *cells, *insides, 1).reshape(values.shape[0], grid.num_tokens, grid.patch_values)
 
 
 def unpatchify(patches: Tensor, grid: TokenGrid) -> Tensor:
-    """The exact inverse of :func:`patchify`: ``[B, N, P]`` to ``[B, C, *size]``."""
+    """The inverse of :func:`patchify`: ``[B, N, P]`` to ``[B, C, *size]``.
+
+    Exact where patches lie side by side. Where they overlap it is their mean, and what lies behind the last one is 0.
+    """
+    if grid.stride is not None:
+        return _overlapping_mean(patches, grid)
     axes = len(grid.cells)
     split = patches.reshape(patches.shape[0], *grid.cells, *grid.patch, grid.channels)
     order = [0, 2 * axes + 1, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i))]
     size = [c * p for c, p in zip(grid.cells, grid.patch, strict=True)]
     return in_order_of_input(split.permute(*order).reshape(patches.shape[0], grid.channels, *size), grid)
+
+
+def _overlapping_mean(patches: Tensor, grid: TokenGrid) -> Tensor:
+    places = torch.arange(math.prod(grid.size), device=patches.device, dtype=torch.float64).reshape(1, 1, *grid.size)
+    ids = patchify(places, replace(grid, channels=1)).long().flatten()  # which number of the input each patch value is
+    values = patches.unflatten(2, (-1, grid.channels)).permute(0, 3, 1, 2).flatten(2)
+    sums = values.new_zeros(*values.shape[:2], places.numel()).index_add(2, ids, values)
+    counts = values.new_zeros(places.numel()).index_add(0, ids, values.new_ones(len(ids)))
+    return (sums / counts.clamp(min=1)).unflatten(2, grid.size)
 
 
 def in_order_of_input(values: Tensor, grid: TokenGrid) -> Tensor:
@@ -73,6 +95,12 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, kernel, self.proj.bias)
 
 
+TABLES = ("sincos_2d", "transposed_2d", "sincos_1d", "sincos_3d", "tiled_2d")
+"""Kinds of position tables."""
+CONVOLUTIONAL = "convolutional"
+"""The one kind of positions that is no table."""
+
+
 def sincos_1d(positions: Tensor, width: int) -> Tensor:
     """``[n]`` positions to ``[n, width]``: sines, then cosines, of position x 10000^(-k / (width / 2)) [source MAE]."""
     frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
@@ -93,20 +121,32 @@ def sincos_3d(times: int, rows: int, columns: int, width: int) -> Tensor:
     return torch.cat([time, sincos_2d(rows, columns, width - width // 4).repeat(times, 1)], dim=1)
 
 
+def interleaved_1d(count: int, width: int) -> Tensor:
+    """``[count, width]``: sine and cosine of each frequency in turn, over token numbers [source MAE-AST, MSM-MAE's decoder]."""
+    table = sincos_1d(torch.arange(count), width)
+    return torch.stack(table.chunk(2, dim=1), dim=2).flatten(1)
+
+
 def position_table(grid: TokenGrid, width: int, kind: str, num_prefix: int = 1) -> Tensor:
     """Fixed positions ``[1, c + N, width]`` float32; the ``num_prefix`` first rows belong to CLS and are zero [source MAE].
 
-    ``kind`` ``sincos_2d`` fits audio; ``sincos_3d`` and ``tiled_2d`` (the image table repeated over time, blind to the
-    temporal index as in MAViL's conversion code) fit video.
+    ``kind`` ``sincos_2d`` fits audio; so does ``transposed_2d``, the table of a grid whose axes are exchanged, put on the tokens
+    in order: positions stay unique, their geometry is scrambled, and Audio-MAE's released weights want it [source Audio-MAE].
+    ``sincos_3d`` and ``tiled_2d`` (the image table repeated over time, blind to the temporal index as in MAViL's conversion
+    code) fit video. ``sincos_1d`` is :func:`interleaved_1d` over the numbers of the tokens, whatever the grid.
     """
-    if kind == "sincos_2d":
+    if kind == "sincos_1d":
+        table = interleaved_1d(grid.num_tokens, width)
+    elif kind == "transposed_2d":
+        table = sincos_2d(grid.cells[1], grid.cells[0], width)
+    elif kind == "sincos_2d":
         table = sincos_2d(grid.cells[0], grid.cells[1], width)
     elif kind == "sincos_3d":
         table = sincos_3d(grid.cells[0], grid.cells[1], grid.cells[2], width)
     elif kind == "tiled_2d":
         table = sincos_2d(grid.cells[1], grid.cells[2], width).repeat(grid.cells[0], 1)
     else:
-        raise ValueError(f"{kind!r} is no kind of position table; there are sincos_2d, sincos_3d and tiled_2d")
+        raise ValueError(f"{kind!r} is no kind of position table; there are {', '.join(TABLES)}")
     return torch.cat([torch.zeros(num_prefix, width), table.float()])[None]
 
 
@@ -119,3 +159,30 @@ def add_positions(
         module.register_parameter(name, nn.Parameter(table))
     else:
         module.register_buffer(name, table)
+
+
+class ConvolutionalPositions(nn.Module):
+    """Positions from a convolution over the row of tokens, then GELU [wav2vec 2.0; an option of MAE-AST].
+
+    Kernel 128 in 16 groups with a normalised weight, as there; where there are fewer tokens, most of the kernel sees zeros.
+    """
+
+    KERNEL, GROUPS = 128, 16
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        convolution = nn.Conv1d(width, width, self.KERNEL, padding=self.KERNEL // 2, groups=self.GROUPS)
+        nn.init.normal_(convolution.weight, std=math.sqrt(4 / (self.KERNEL * width)))
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+        self.conv = nn.utils.parametrizations.weight_norm(convolution, dim=2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B, N, D]``, all tokens in order, to what is added to them, ``[B, N, D]``."""
+        # An even kernel gives one token more than it was given.
+        return F.gelu(self.conv(tokens.transpose(1, 2))[..., :-1]).transpose(1, 2)
+
+    def of_visible(self, tokens: Tensor, visible_ids: Tensor, num_tokens: int) -> Tensor:
+        """Of visible tokens ``[B, K, D]`` alone; hidden ones are zero for the convolution [our reading]."""
+        ids = visible_ids.unsqueeze(-1).expand_as(tokens)
+        complete = tokens.new_zeros(len(tokens), num_tokens, tokens.shape[-1]).scatter(1, ids, tokens)
+        return self(complete).gather(1, ids)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -81,15 +82,17 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor, apart: Tensor | None) -> Tensor:
         """``[B, W, n, E]`` to the same; ``apart`` ``[W, n, n]`` is added to the logits."""
         qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))
-        queries, keys, values = qkv.permute(3, 0, 1, 4, 2, 5)  # [B, W, heads, n, head width] each
-        temperature = self.temperature.clamp(min=MIN_TEMPERATURE)[:, None, None]
+        # Windows and heads on one axis: torch's fused kernels take four axes, no more.
+        queries, keys, values = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # [B, W heads, n, head width] each
+        temperature = self.temperature.clamp(min=MIN_TEMPERATURE).repeat(windows.shape[1])[:, None, None]
         queries = (F.normalize(queries, dim=-1) / temperature).to(values.dtype)
         bias = self.offset_bias(self.offsets).permute(2, 0, 1)  # [heads, n, n]
         if apart is not None:
             bias = bias + apart[:, None]
-        bias = bias.to(values.dtype).expand(windows.shape[1], -1, -1, -1)
+        bias = bias.to(values.dtype).expand(windows.shape[1], -1, -1, -1).flatten(0, 1)[None]
         keys = F.normalize(keys, dim=-1).to(values.dtype)
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+        mixed = mixed.unflatten(1, (-1, self.num_heads))  # [B, W, heads, n, head width]
         return self.proj(mixed.transpose(2, 3).flatten(-2))
 
 
@@ -154,20 +157,56 @@ class WindowedBlock(nn.Module):
         return grid.roll(moves, dims=list(range(1, 1 + len(moves)))).flatten(1, len(moves))
 
 
-def build_windowed_blocks(stack: Stack, grid: TokenGrid, window: tuple[int, ...]) -> nn.ModuleList:
-    """Blocks of which every odd one has its windows moved by half a window along time, not along the others [source Audio-MAE].
+class PaddedGrid:
+    """A token grid made larger at the end of its axes until windows divide it; what is added is zeros [our choice].
 
-    ``window`` counts cells per axis of the grid. Windows as long as the grid are not moved: they already see everything. There
-    is no stochastic depth.
+    Audio-MAE's code adds a row to its 101 x 12 grid of overlapping patches and leaves its predictions out [source Audio-MAE].
 
     Raises:
-        ValueError: windows that do not divide the grid.
+        ValueError: a window is larger than the grid.
     """
-    cells = grid.cells
+
+    def __init__(self, cells: tuple[int, ...], window: tuple[int, ...]) -> None:
+        if len(cells) != len(window) or any(size > count for count, size in zip(cells, window, strict=True)):
+            raise ValueError(f"windows of {window} cells do not fit into a token grid of {cells}")
+        self.real = cells
+        self.cells = tuple(-(-count // size) * size for count, size in zip(cells, window, strict=True))
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """All tokens of the real grid ``[B, N, E]`` to those of the larger one."""
+        if self.cells == self.real:
+            return tokens
+        missing = [count - real for count, real in zip(self.cells, self.real, strict=True)]
+        ends = [value for count in reversed(missing) for value in (0, count)]
+        return F.pad(tokens.unflatten(1, self.real), (0, 0, *ends)).flatten(1, len(self.real))
+
+    def crop(self, tokens: Tensor) -> Tensor:
+        """The real tokens of what :meth:`pad` made."""
+        if self.cells == self.real:
+            return tokens
+        grid = tokens.unflatten(1, self.cells)
+        for axis, count in enumerate(self.real):
+            grid = grid.narrow(1 + axis, 0, count)
+        return grid.flatten(1, len(self.real))
+
+
+def build_windowed_blocks(
+    stack: Stack, grid: TokenGrid, window: tuple[int, ...], shift: Literal["all", "time"] = "all"
+) -> nn.ModuleList:
+    """Blocks of which every odd one has its windows moved by half a window.
+
+    Along all axes, as the paper's figure has it [recalled], or along time alone [source Audio-MAE]. ``window`` counts cells per
+    axis of the grid, which must be padded as :class:`PaddedGrid` does. Windows as long as the grid are not moved: they already
+    see everything. There is no stochastic depth.
+
+    Raises:
+        ValueError: windows that are larger than the grid.
+    """
+    cells = PaddedGrid(grid.cells, window).cells
     unmoved = (0,) * len(cells)
     moved = tuple(
-        size // 2 if axis == grid.time_axis and size < count else 0
-        for axis, (size, count) in enumerate(zip(window, cells, strict=False))
+        size // 2 if (shift == "all" or axis == grid.time_axis) and size < count else 0
+        for axis, (size, count) in enumerate(zip(window, cells, strict=True))
     )
     blocks = nn.ModuleList(
         WindowedBlock(

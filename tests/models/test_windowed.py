@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mavil.models.layers import Stack
 from mavil.models.windowed import (
+    PaddedGrid,
     WindowAttention,
     WindowedBlock,
     build_windowed_blocks,
@@ -101,11 +102,11 @@ def who_sees(block: WindowedBlock, cells: tuple[int, ...], place: tuple[int, ...
 
 
 @pytest.mark.parametrize(("axes", "cells", "window"), [(None, (8, 4), (4, 2)), ((1, 0), (4, 8), (2, 4))])
-def test_only_odd_blocks_are_shifted_and_only_along_time(
+def test_only_odd_blocks_are_shifted_along_time_alone_if_so_asked(
     axes: tuple[int, ...] | None, cells: tuple[int, ...], window: tuple[int, ...]
 ) -> None:
     grid = TokenGrid(cells, (16, 16), 1, axes)
-    even, odd = build_windowed_blocks(Stack(8, 2, 2), grid, window).eval()
+    even, odd = build_windowed_blocks(Stack(8, 2, 2), grid, window, shift="time").eval()
     in_order = (lambda time, band: (time, band)) if axes is None else (lambda time, band: (band, time))
     assert who_sees(even, cells, in_order(3, 1)) == {in_order(t, f) for t in range(4) for f in range(2)}
     assert who_sees(odd, cells, in_order(3, 1)) == {in_order(t, f) for t in range(2, 6) for f in range(2)}
@@ -114,9 +115,29 @@ def test_only_odd_blocks_are_shifted_and_only_along_time(
     assert who_sees(odd, cells, in_order(7, 3)) == {in_order(t, f) for t in (6, 7) for f in (2, 3)}
 
 
+def test_else_odd_blocks_are_shifted_along_every_axis() -> None:
+    blocks = build_windowed_blocks(Stack(8, 2, 2), TokenGrid((8, 4), (16, 16), 1), (4, 2)).eval()
+    assert who_sees(blocks[1], (8, 4), (3, 1)) == {(t, f) for t in range(2, 6) for f in (1, 2)}
+    assert who_sees(blocks[1], (8, 4), (7, 3)) == {(6, 3), (7, 3)}  # both axes wrap around
+
+
+def test_a_grid_that_windows_do_not_divide_is_padded_and_cropped() -> None:
+    grid = PaddedGrid((5, 3), (2, 2))
+    tokens = torch.randn(2, 15, 8)
+    padded = grid.pad(tokens)
+    assert grid.cells == (6, 4)
+    assert torch.equal(padded.unflatten(1, (6, 4))[:, :5, :3].flatten(1, 2), tokens)
+    assert padded.unflatten(1, (6, 4))[:, 5:].abs().sum() + padded.unflatten(1, (6, 4))[:, :, 3:].abs().sum() == 0
+    assert torch.equal(grid.crop(padded), tokens)
+    exact = PaddedGrid((6, 4), (2, 2))
+    assert exact.pad(padded) is padded
+
+
 def test_windows_as_long_as_the_clip_are_not_shifted() -> None:
-    blocks = build_windowed_blocks(Stack(8, 2, 2), TokenGrid((4, 4), (16, 16), 1), (4, 2))
-    assert [block.shift for block in blocks] == [(0, 0), (0, 0)]
+    grid = TokenGrid((4, 4), (16, 16), 1)
+    for shift, moved in (("all", (0, 1)), ("time", (0, 0))):
+        blocks = build_windowed_blocks(Stack(8, 2, 2), grid, (4, 2), shift)
+        assert [block.shift for block in blocks] == [(0, 0), moved]
 
 
 def test_the_stack_decides_the_sizes() -> None:
@@ -169,7 +190,7 @@ def test_windows_that_do_not_fit_are_refused_with_both_sizes(
     assert str(cells) in str(caught.value) or str(shift) in str(caught.value)
 
 
-def test_built_blocks_refuse_windows_that_do_not_divide_the_grid() -> None:
-    for window in ((3, 4), (4,)):
-        with pytest.raises(ValueError, match=r"do not divide a token grid of \(8, 8\)"):
+def test_windows_that_are_larger_than_the_grid_are_refused() -> None:
+    for window in ((9, 4), (4,)):
+        with pytest.raises(ValueError, match=r"do not fit into a token grid of \(8, 8\)"):
             build_windowed_blocks(Stack(8, 2, 2), TokenGrid((8, 8), (16, 16), 1), window)
