@@ -112,10 +112,11 @@ def measure_sound(train: Path, recipes: Iterable[Recipe]) -> None:
     Raises:
         UserError: as :func:`mavil.data.shards.measure.measure_statistics`.
     """
-    wanted = {r.audio.num_mel_bins for r in recipes if r.audio and r.audio.mean is None and "audio" in r.modalities}
+    open_ones = [r.audio for r in recipes if r.audio and r.audio.mean is None and "audio" in r.modalities]
+    wanted = {(audio.spectrogram, audio.num_mel_bins) for audio in open_ones}
     found = read_statistics(train, read_index(train))
-    for num_mel_bins in sorted(wanted.difference(found.log_mel if found else ())):
-        measure_statistics(train, num_mel_bins=num_mel_bins)
+    for spectrogram, num_mel_bins in sorted(wanted.difference(found.log_mel if found else ())):
+        measure_statistics(train, num_mel_bins=num_mel_bins, spectrogram=spectrogram)
 
 
 def split(clips: list[Clip], seed: int) -> tuple[list[Clip], list[Clip]]:

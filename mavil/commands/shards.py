@@ -27,7 +27,12 @@ from mavil.data.sources.read import FORMATS, Listing, SourceOptions, overlaps, r
 from mavil.data.synthetic import make_synthetic_shards
 from mavil.structs import MODALITIES, Modality, UserError
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(
+    help="Pack media files into shards, and check them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 BESIDE = (REJECTS, OVERLAP, STATISTICS)
 """What the verbs of this file write beside the shards."""
 
@@ -47,6 +52,14 @@ ReportOnly = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the shards that OUT already holds")]
 Restart = Annotated[bool, typer.Option("--restart", help="throw away what an interrupted run has left")]
 TimeLimit = Annotated[float, typer.Option(help="leave out clips that take longer to decode")]
+
+
+class Spectrogram(str, Enum):
+    """The front ends whose values can be measured."""
+
+    kaldi_hann = "kaldi_hann"
+    kaldi_povey = "kaldi_povey"
+    slaney = "slaney"
 
 
 class Require(str, Enum):
@@ -151,6 +164,9 @@ def check(
 def stats(
     folder: Annotated[Path, typer.Argument(help="folder of shards")],
     mel_bins: Annotated[int, typer.Option(min=1, help="of the spectrogram: audio.num_mel_bins of the recipe")] = 128,
+    spectrogram: Annotated[
+        Spectrogram, typer.Option(help="its kind: audio.spectrogram of the recipe")
+    ] = Spectrogram.kaldi_hann,
     clips: Annotated[
         int | None,
         typer.Option(min=1, help="measure so many, drawn at random, e.g. 10000 of a large set; default: all"),
@@ -160,8 +176,10 @@ def stats(
 ) -> None:
     """Measure the sound's log-mel mean and deviation, for training to find beside the shards, and count labels."""
     num_workers = _num_workers(workers)
-    found = measure_statistics(folder, num_mel_bins=mel_bins, clips=clips, seed=seed, workers=num_workers)
-    show_statistics(read_index(folder), found.log_mel[mel_bins], Console())
+    found = measure_statistics(
+        folder, num_mel_bins=mel_bins, spectrogram=spectrogram.value, clips=clips, seed=seed, workers=num_workers
+    )
+    show_statistics(read_index(folder), found.log_mel[spectrogram.value, mel_bins], Console())
 
 
 def _pack(

@@ -17,7 +17,8 @@ NUM_NAMES = 20
 
 def show_statistics(index: ShardIndex, measured: LogMel, console: Console) -> None:
     """Print a measurement of the shards of ``index``."""
-    table = Table(title=f"log-mel values, {measured.num_mel_bins} mel bins", title_justify="left", show_header=False)
+    title = f"log-mel values, {measured.spectrogram}, {measured.num_mel_bins} mel bins"
+    table = Table(title=title, title_justify="left", show_header=False)
     for name, value in _sound_rows(index, measured).items():
         table.add_row(name, value)
     console.print(table)

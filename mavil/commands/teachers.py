@@ -9,12 +9,24 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mavil.config import PretrainTask, Recipe
+from mavil.config import AudioBranch, PretrainTask, Recipe, VideoBranch
 from mavil.config import Teacher as TeacherSettings
 from mavil.structs import MODALITIES, Modality, UserError
 
 SAME_INPUTS: dict[Modality, tuple[str, ...]] = {
-    "audio": ("seconds", "num_steps", "num_mel_bins", "mean", "std", "patch", "token_order"),
+    "audio": (
+        "seconds",
+        "num_steps",
+        "num_mel_bins",
+        "spectrogram",
+        "mean",
+        "std",
+        "std_factor",
+        "batch_statistics",
+        "patch",
+        "stride",
+        "token_order",
+    ),
     "video": ("num_frames", "frames_per_second", "size", "mean", "std", "patch"),
 }
 """Settings that decide what a clip's tokens are. Augmentation is not among them: both are shown the same augmented clip."""
@@ -43,7 +55,7 @@ def refuse_other_inputs(student: Recipe, teacher: Recipe, folder: str | Path) ->
             continue
         for name in SAME_INPUTS[modality]:
             here, there = getattr(own, name), getattr(theirs, name)
-            if here is not None and there is not None and not _is_same(here, there):
+            if not _is_same(here, there) and not _is_open(name, own, theirs):
                 problems.append(f"{modality}.{name} was {_written(there)}, is {_written(here)}")
                 changes.append(f"{modality}.{name}={_written(there).replace(' ', '')}")
     if problems:
@@ -75,12 +87,23 @@ def _refuse_layers(settings: TeacherSettings, teacher: Recipe, folder: str | Pat
         )
 
 
+def _is_open(name: str, own: AudioBranch | VideoBranch, theirs: AudioBranch | VideoBranch) -> bool:
+    """Whether a setting differs only because one of the two does not give it."""
+    here, there = getattr(own, name), getattr(theirs, name)
+    if name == "stride":
+        return bool((here or own.patch) == (there or theirs.patch))
+    return here is None or there is None  # log-mel statistics that are not known yet
+
+
 def _is_same(one: Any, other: Any) -> bool:
     # Measured statistics pass through YAML: the last digit may go.
-    pairs = zip(one, other, strict=False) if isinstance(one, tuple) else [(one, other)]
+    are_lists = isinstance(one, tuple) and isinstance(other, tuple)
+    pairs = zip(one, other, strict=False) if are_lists else [(one, other)]
     return all(a == b or (isinstance(a, float) and math.isclose(a, b, rel_tol=1e-6)) for a, b in pairs)
 
 
 def _written(value: Any) -> str:
     """As it is written after ``key=``, but for the spaces of a list."""
+    if value is None:
+        return "null"
     return str(list(value)) if isinstance(value, tuple) else str(value)

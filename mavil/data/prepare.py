@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mavil.data.frames import FrameFrontEnd
+from mavil.data.mixup import Mixing, draw_mixing, mix_rows
 from mavil.data.spectrogram import AudioFrontEnd
 from mavil.structs import Batch, Inputs
 
@@ -17,19 +18,34 @@ class Prepare(nn.Module):
 
     It works on the device its buffers are on (``prepare.to("cuda")``) and takes batches from anywhere. Best are batches as
     the loader gives them, on the CPU: random numbers and boxes are made there, and reading seeds and sizes back from a GPU
-    would wait for all work queued on it. It keeps no gradient and stays in float32 under autocast. The result of a clip does
-    not depend on which clips it shares the batch with, nor on what they lack; a modality that a clip lacks is exactly zero.
+    would wait for all work queued on it. It keeps no gradient and stays in float32 under autocast. A modality that a clip
+    lacks is exactly zero.
+
+    The result of a clip does not depend on which clips it shares the batch with, nor on what they lack, but for two
+    exceptions that somebody has to ask for: mixup in training, and a sound front end that takes the statistics of the batch.
 
     Args:
         audio: waveforms to spectrograms.
         video: frames to frames.
         training: with random augmentation; switches the front ends' mode.
+        mixup_probability: in training, share of the clips that are mixed with another one of their batch, targets and all
+            (see :mod:`mavil.data.mixup`). A clip that lacks a modality of the batch is not mixed, nor is one alone.
+        mixup_beta: the first clip's share is Beta(beta, beta) distributed [source AST].
     """
 
-    def __init__(self, audio: AudioFrontEnd | None, video: FrameFrontEnd | None, training: bool) -> None:
+    def __init__(
+        self,
+        audio: AudioFrontEnd | None,
+        video: FrameFrontEnd | None,
+        training: bool,
+        mixup_probability: float = 0.0,
+        mixup_beta: float = 10.0,
+    ) -> None:
         super().__init__()
         self.audio = audio
         self.video = video
+        self.mixup_probability = mixup_probability
+        self.mixup_beta = mixup_beta
         self.train(training)
 
     @torch.no_grad()
@@ -41,21 +57,38 @@ class Prepare(nn.Module):
         """
         device = next(self.buffers()).device
         inputs = Inputs(keys=batch.keys, seeds=batch.seeds.to(device, non_blocking=True), metadata=batch.metadata)
-        inputs.targets = _moved(batch.targets, device)
+        mixing = self._mixing(batch, device)
+        inputs.targets = _mixed(_moved(batch.targets, device), mixing)
         with torch.autocast(device.type, enabled=False):
             if self.audio is not None:
                 if batch.waveforms is None or batch.waveform_lengths is None:
                     raise ValueError("the batch has no waveforms: build the loader with 'audio' among its modalities")
                 inputs.audio_present = _moved(batch.audio_present, device)
-                spectrograms = self.audio(batch.waveforms, batch.waveform_lengths, batch.seeds)
+                spectrograms = self.audio(
+                    batch.waveforms, batch.waveform_lengths, batch.seeds, inputs.audio_present, mixing
+                )
                 inputs.audio = _zero_where_absent(spectrograms, inputs.audio_present)
             if self.video is not None:
                 if batch.frames is None or batch.frame_sizes is None:
                     raise ValueError("the batch has no frames: build the loader with 'video' among its modalities")
                 inputs.video_present = _moved(batch.video_present, device)
-                frames = self.video(batch.frames, batch.frame_sizes, batch.seeds)
+                frames = self.video(batch.frames, batch.frame_sizes, batch.seeds, mixing)
                 inputs.video = _zero_where_absent(frames, inputs.video_present)
         return inputs
+
+    def _mixing(self, batch: Batch, device: torch.device) -> Mixing | None:
+        if not self.training or self.mixup_probability == 0:
+            return None
+        has_all = torch.ones(len(batch), dtype=torch.bool)
+        for front_end, present in ((self.audio, batch.audio_present), (self.video, batch.video_present)):
+            if front_end is not None and present is not None:
+                has_all &= present.cpu()
+        mixing = draw_mixing(batch.seeds, self.mixup_probability, self.mixup_beta, has_all)
+        return None if mixing is None else mixing.to(device)
+
+
+def _mixed(targets: Tensor | None, mixing: Mixing | None) -> Tensor | None:
+    return targets if targets is None or mixing is None else mix_rows(targets, mixing)
 
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:

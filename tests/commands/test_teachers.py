@@ -30,6 +30,13 @@ def student_of(*changes: str, **settings: Any) -> Recipe:
         (["audio.mean=-5.0", "audio.std=4.5"], ["audio.mean was -4.25, is -5.0", "set audio.mean=-4.25,"]),
         (["audio.mean=-4.25", "audio.std=4.0"], ["audio.std was 4.5, is 4.0", "set audio.std=4.5,"]),
         ([*STATISTICS, "audio.patch=[8,16]"], ["audio.patch was [16, 16], is [8, 16]", "set audio.patch=[16,16]"]),
+        ([*STATISTICS, "audio.stride=[8,8]"], ["audio.stride was null, is [8, 8]", "set audio.stride=null,"]),
+        ([*STATISTICS, "audio.spectrogram=slaney"], ["audio.spectrogram was kaldi_hann, is slaney"]),
+        ([*STATISTICS, "audio.std_factor=1"], ["audio.std_factor was 2.0, is 1.0", "set audio.std_factor=2.0,"]),
+        (
+            [*STATISTICS, "audio.batch_statistics=training"],
+            ["audio.batch_statistics was never, is training", "set audio.batch_statistics=never,"],
+        ),
         ([*STATISTICS, "audio.token_order=mel_first"], ["audio.token_order was time_first, is mel_first"]),
         ([*STATISTICS, "video.num_frames=6"], ["video.num_frames was 4, is 6"]),
         ([*STATISTICS, "video.frames_per_second=8"], ["video.frames_per_second was 4.0, is 8.0"]),
@@ -80,6 +87,7 @@ def test_every_setting_compared_exists_and_the_same_recipe_passes() -> None:
     [
         [],  # statistics are not known yet
         ["audio.mean=-4.2500000001", "audio.std=4.5"],  # a digit lost on its way
+        [*STATISTICS, "audio.stride=[16,16]"],  # the patch, which it is anyway
         [
             *STATISTICS,
             "audio.mask_ratio=0.5",
@@ -90,7 +98,7 @@ def test_every_setting_compared_exists_and_the_same_recipe_passes() -> None:
             "audio.cls_token=false",
         ],
     ],
-    ids=["unknown", "rounded", "another model"],
+    ids=["unknown", "rounded", "stride of the patch", "another model"],
 )
 def test_what_does_not_change_the_inputs_may_differ(changes: list[str]) -> None:
     refuse_other_inputs(student_of(*changes), change_recipe(TEACHER, *STATISTICS), "runs/stage1")

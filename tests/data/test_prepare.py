@@ -19,10 +19,10 @@ from mavil.data.prepare import Prepare, prepared
 from mavil.data.spectrogram import (
     FLOOR,
     AudioFrontEnd,
+    SpectrogramKind,
     log_mel,
     mel_filter_bank,
     num_spectrogram_steps,
-    roll_waveforms,
 )
 from mavil.seeds import uniform_draws
 from mavil.structs import Batch, Inputs, Sample
@@ -111,16 +111,6 @@ def test_padding_is_zero_before_normalising(num_steps: int) -> None:
 def test_digital_silence_is_the_floor() -> None:
     out = log_mel(torch.zeros(1, 4000), torch.tensor([4000]), mel_filter_bank(128))
     torch.testing.assert_close(out, torch.full_like(out, math.log(FLOOR)))
-
-
-def test_roll_is_circular_within_the_true_length() -> None:
-    waveforms = torch.zeros(3, 10)
-    waveforms[0, :10] = torch.arange(10)
-    waveforms[1, :4] = torch.arange(4)
-    rolled = roll_waveforms(waveforms, torch.tensor([10, 4, 0]), torch.tensor([0.35, 0.9999, 0.5]))
-    assert rolled[0].tolist() == waveforms[0].roll(3).tolist()
-    assert rolled[1].tolist() == [1, 2, 3, 0, 0, 0, 0, 0, 0, 0]
-    assert rolled[2].eq(0).all()
 
 
 def test_gain_is_beta_distributed_around_one() -> None:
@@ -303,9 +293,29 @@ def test_a_modality_that_no_clip_has_is_zero_in_its_usual_shape(training: bool) 
 
 
 @pytest.mark.gpu
-def test_the_device_changes_nothing() -> None:
-    batch = stack_samples(some_samples(), None)
-    expected = front_ends(training=True)(batch)
-    inputs = front_ends(training=True).to("cuda")(batch)
-    torch.testing.assert_close(inputs.of("audio").cpu(), expected.of("audio"), atol=2e-3, rtol=0)
-    torch.testing.assert_close(inputs.of("video").cpu(), expected.of("video"), atol=2e-3, rtol=0)
+@pytest.mark.parametrize("kind", ["kaldi_hann", "kaldi_povey", "slaney"])
+def test_the_device_changes_nothing(kind: SpectrogramKind) -> None:
+    """With everything that training can do to a clip."""
+    batch = stack_samples(incomplete(some_samples()), None)
+    batch.targets = torch.eye(5)
+
+    def prepare() -> Prepare:
+        audio = AudioFrontEnd(
+            *(128, 64, AUDIO_MEAN, AUDIO_STD),
+            roll=True,
+            gain=True,
+            noise=True,
+            masked_steps=30,
+            masked_mel_bins=9,
+            spectrogram=kind,
+            batch_statistics="training",
+        )
+        video = FrameFrontEnd(32, MEAN, STD, crop_scale=(0.3, 1.0), flip=0.5)
+        return Prepare(audio, video, training=True, mixup_probability=1.0)
+
+    expected = prepare()(batch)
+    inputs = prepare().to("cuda")(batch)
+    for modality in ("audio", "video"):
+        torch.testing.assert_close(inputs.of(modality).cpu(), expected.of(modality), atol=2e-3, rtol=0)
+    assert inputs.targets is not None
+    torch.testing.assert_close(inputs.targets.cpu(), expected.targets)

@@ -13,7 +13,7 @@ import math
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,8 @@ from mavil.data.media import DecodeError, decode_audio
 from mavil.data.media.containers import audio_stream, open_media
 from mavil.data.shards.clip_table import read_rows
 from mavil.data.shards.index import ShardIndex, read_index
-from mavil.data.shards.statistics import LogMel, Statistics, write_measurement
-from mavil.data.spectrogram import log_mel, mel_filter_bank, num_spectrogram_steps
+from mavil.data.shards.statistics import FrontEnd, LogMel, Statistics, write_measurement
+from mavil.data.spectrogram import SpectrogramKind, log_mel, mel_filter_bank, num_spectrogram_steps
 from mavil.seeds import sample_seed
 from mavil.structs import SAMPLE_RATE, UserError
 
@@ -44,6 +44,7 @@ def measure_statistics(
     folder: Path,
     *,
     num_mel_bins: int = 128,
+    spectrogram: SpectrogramKind = "kaldi_hann",
     clips: int | None = None,
     seed: int = 0,
     workers: int = 0,
@@ -51,11 +52,11 @@ def measure_statistics(
 ) -> Statistics:
     """Measure the log-mel values of a folder of shards and write ``stats.json``; the same numbers for any ``workers``.
 
-    Earlier measurements of the same shards with other numbers of mel bins are kept.
+    Earlier measurements of the same shards with other front ends are kept.
 
     Args:
         folder: the shards, on this machine.
-        num_mel_bins: as training will use.
+        num_mel_bins, spectrogram: as training will use.
         clips: measure so many, drawn at random with ``seed``, instead of all.
         seed: of that draw.
         workers: processes; 0 measures in this one, where a decoder that hangs or crashes is not survived.
@@ -69,9 +70,10 @@ def measure_statistics(
     drawn = None if clips is None or clips >= index.num_clips else clips
     blocks = _blocks(index, drawn, seed)
     tally = _Tally()
-    for part in _measure(blocks, num_mel_bins, workers, show_progress):
+    measure_block = functools.partial(_measure_block, num_mel_bins=num_mel_bins, spectrogram=spectrogram)
+    for part in _measure(blocks, measure_block, workers, show_progress):
         tally.add(part)
-    return write_measurement(index, tally.result(folder, num_mel_bins, drawn, seed))
+    return write_measurement(index, tally.result(folder, (spectrogram, num_mel_bins), drawn, seed))
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class _Tally:
         self.sample_rates.update(part.sample_rates)
         self.left_out.update(part.left_out)
 
-    def result(self, folder: Path, num_mel_bins: int, drawn: int | None, seed: int) -> LogMel:
+    def result(self, folder: Path, front_end: FrontEnd, drawn: int | None, seed: int) -> LogMel:
         if not self.num_clips:
             causes = ", ".join(f"{cause} {count}" for cause, count in sorted(self.left_out.items()))
             raise UserError(f"{folder}: no clip has sound that can be measured ({causes or 'there are no clips'})")
@@ -123,6 +125,7 @@ class _Tally:
                 f"{folder}: the sound of all {self.num_clips} measured clips is silent: there is nothing to normalise by; "
                 "pack clips with sound, or set audio.mean and audio.std in the recipe"
             )
+        spectrogram, num_mel_bins = front_end
         return LogMel(
             num_mel_bins=num_mel_bins,
             mean=mean,
@@ -136,6 +139,7 @@ class _Tally:
             left_out=dict(sorted(self.left_out.items())),
             drawn=drawn,
             seed=seed,
+            spectrogram=spectrogram,
         )
 
 
@@ -156,10 +160,11 @@ def _blocks(index: ShardIndex, drawn: int | None, seed: int) -> list[_Block]:
     return blocks
 
 
-def _measure(blocks: list[_Block], num_mel_bins: int, workers: int, show_progress: bool) -> Iterator[_Tally]:
-    function = functools.partial(_measure_block, num_mel_bins=num_mel_bins)
+def _measure(
+    blocks: list[_Block], measure_block: Callable[[_Block], _Tally], workers: int, show_progress: bool
+) -> Iterator[_Tally]:
     outcomes = map_isolated(
-        function,
+        measure_block,
         blocks,
         workers=workers,
         seconds_per_item=SECONDS_PER_BLOCK,
@@ -171,7 +176,7 @@ def _measure(blocks: list[_Block], num_mel_bins: int, workers: int, show_progres
             yield outcome.value
             continue
         alone = map_isolated(
-            function,
+            measure_block,
             outcome.item.one_by_one(),
             workers=1,
             seconds_per_item=SECONDS_PER_CLIP,
@@ -182,28 +187,31 @@ def _measure(blocks: list[_Block], num_mel_bins: int, workers: int, show_progres
             yield clip.value or _Tally(left_out=Counter({clip.failure or "killed": 1}))
 
 
-def _measure_block(block: _Block, num_mel_bins: int) -> _Tally:
+def _measure_block(block: _Block, num_mel_bins: int, spectrogram: SpectrogramKind) -> _Tally:
     tally = _Tally()
     with block.shard.open("rb") as file, _on_one_thread():
         for offset, size in block.places.tolist():
             file.seek(offset)
             try:
-                tally.add(_measure_clip(file.read(size), size, num_mel_bins))
+                tally.add(_measure_clip(file.read(size), size, num_mel_bins, spectrogram))
             except DecodeError as error:
                 tally.left_out[error.cause] += 1
     return tally
 
 
-def _measure_clip(media: bytes, size: int, num_mel_bins: int) -> _Tally:
+def _measure_clip(media: bytes, size: int, num_mel_bins: int, spectrogram: SpectrogramKind) -> _Tally:
     if len(media) < size:
         raise DecodeError("undecodable", "the shard ends inside the clip")
     waveform = decode_audio(media, LONGEST_SECONDS)
     length = torch.tensor([len(waveform)])
-    if not num_spectrogram_steps(length):
+    if not num_spectrogram_steps(length, spectrogram):
         raise DecodeError("too_short", "its sound is shorter than one window")
     with open_media(media) as container:
         rate = audio_stream(container).rate
-    values = log_mel((waveform - waveform.mean())[None], length, _filter_bank(num_mel_bins))[0].double()  # [S, M]
+    if spectrogram == "kaldi_hann":
+        waveform = waveform - waveform.mean()  # as the front end of training does
+    filter_bank = _filter_bank(num_mel_bins, spectrogram)
+    values = log_mel(waveform[None], length, filter_bank, spectrogram)[0].double()  # [S, M]
     return _Tally(
         total=values.sum().item(),
         total_squares=values.square().sum().item(),
@@ -218,8 +226,8 @@ def _measure_clip(media: bytes, size: int, num_mel_bins: int) -> _Tally:
 
 
 @functools.cache
-def _filter_bank(num_mel_bins: int) -> torch.Tensor:
-    return mel_filter_bank(num_mel_bins)
+def _filter_bank(num_mel_bins: int, spectrogram: SpectrogramKind) -> torch.Tensor:
+    return mel_filter_bank(num_mel_bins, spectrogram)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 STATISTICS = "stats.json"
 FORMAT_VERSION = 1
+FrontEnd = tuple[str, int]
+"""Kind of spectrogram and mel bins: what the numbers depend on, beside the sound."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class LogMel:
     """Mean and deviation of natural-log mel energies, and what they were measured on.
 
     Attributes:
-        num_mel_bins, mean, std: as the settings ``audio.num_mel_bins``, ``audio.mean`` and ``audio.std``.
+        num_mel_bins, mean, std, spectrogram: as the settings of these names in ``audio``.
         num_clips: measured; silent ones are among them, because training sees them too.
         seconds: of sound in those clips.
         num_silent: of those clips, the ones whose samples are all zero.
@@ -48,11 +50,18 @@ class LogMel:
     left_out: dict[str, int]
     drawn: int | None = None
     seed: int = 0
+    # Behind the others and with a default: files of the time when there was one kind do not have it.
+    spectrogram: str = "kaldi_hann"
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """What it was measured with."""
+        return self.spectrogram, self.num_mel_bins
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What ``stats.json`` holds: one :class:`LogMel` per number of mel bins, for the shards of one index.
+    """What ``stats.json`` holds: one :class:`LogMel` per front end, for the shards of one index.
 
     ``shards_sha256`` is the checksum of the index's list of shards, each with its own checksum; ``label_counts`` are the
     index's.
@@ -60,7 +69,7 @@ class Statistics:
 
     shards_sha256: str
     label_counts: dict[str, int]
-    log_mel: dict[int, LogMel]
+    log_mel: dict[FrontEnd, LogMel]
 
 
 def read_statistics(folder: Path, index: ShardIndex) -> Statistics | None:
@@ -83,7 +92,7 @@ def read_statistics(folder: Path, index: ShardIndex) -> Statistics | None:
 
 
 def write_measurement(index: ShardIndex, measured: LogMel) -> Statistics:
-    """Write a measurement of some shards beside them, atomically; keep those with other numbers of mel bins.
+    """Write a measurement of some shards beside them, atomically; keep those of other front ends.
 
     Raises:
         UserError: the file cannot be written.
@@ -94,8 +103,8 @@ def write_measurement(index: ShardIndex, measured: LogMel) -> Statistics:
         before = None
     is_ours = before is not None and before.shards_sha256 == _checksum_of(index)
     kept = before.log_mel if before and is_ours else {}
-    statistics = Statistics(_checksum_of(index), index.label_counts, {**kept, measured.num_mel_bins: measured})
-    values = [asdict(statistics.log_mel[bins]) for bins in sorted(statistics.log_mel)]
+    statistics = Statistics(_checksum_of(index), index.label_counts, {**kept, measured.front_end: measured})
+    values = [asdict(statistics.log_mel[front_end]) for front_end in sorted(statistics.log_mel)]
     tree = {"format_version": FORMAT_VERSION, **asdict(statistics), "log_mel": values}
     aside = index.folder / f"{STATISTICS}.tmp"
     try:
@@ -117,7 +126,7 @@ def _read(path: Path) -> Statistics | None:
         if tree["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format {tree['format_version']} instead of {FORMAT_VERSION}")
         measured = [LogMel(**values) for values in tree["log_mel"]]
-        return Statistics(tree["shards_sha256"], tree["label_counts"], {m.num_mel_bins: m for m in measured})
+        return Statistics(tree["shards_sha256"], tree["label_counts"], {m.front_end: m for m in measured})
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:

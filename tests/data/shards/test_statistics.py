@@ -20,7 +20,7 @@ from mavil.data.shards import measure
 from mavil.data.shards.index import read_index
 from mavil.data.shards.measure import measure_statistics
 from mavil.data.shards.statistics import STATISTICS, LogMel, read_statistics
-from mavil.data.spectrogram import AudioFrontEnd, num_spectrogram_steps
+from mavil.data.spectrogram import AudioFrontEnd, SpectrogramKind, num_spectrogram_steps
 from mavil.structs import SAMPLE_RATE, UserError
 from tests.data.shard_files import record_bytes, sound_clip, write_folder
 
@@ -61,7 +61,8 @@ def folder_of(folder: Path, clips: Mapping[str, Members], per_shard: int = 2) ->
 
 
 def measured(folder: Path, bins: int = BINS, **options: Any) -> LogMel:
-    return measure_statistics(folder, num_mel_bins=bins, show_progress=False, **options).log_mel[bins]
+    found = measure_statistics(folder, num_mel_bins=bins, show_progress=False, **options)
+    return found.log_mel[options.get("spectrogram", "kaldi_hann"), bins]
 
 
 def plain_log_mel(samples: np.ndarray) -> np.ndarray:
@@ -101,6 +102,36 @@ def test_training_sees_mean_zero_and_deviation_one_half(tmp_path: Path) -> None:
     is_real = torch.arange(48) < num_spectrogram_steps(lengths)[:, None]
     assert spectrograms[is_real].mean().item() == pytest.approx(0, abs=1e-6)
     assert spectrograms[is_real].std(correction=0).item() == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["kaldi_povey", "slaney"])
+def test_each_kind_of_spectrogram_has_numbers_of_its_own(tmp_path: Path, kind: SpectrogramKind) -> None:
+    """Those that make its front end's output mean 0 and deviation 1, of the true steps alone."""
+    found = measured(folder_of(tmp_path, CLIPS), spectrogram=kind)
+    assert found.front_end == (kind, BINS)
+    assert abs(found.mean - measured(tmp_path).mean) > 0.01
+    total = []
+    for members in CLIPS.values():
+        waveform = decode_audio(members["wav"], 1.0)
+        length = torch.tensor([len(waveform)])
+        steps = int(num_spectrogram_steps(length, kind))
+        front_end = AudioFrontEnd(
+            steps, BINS, found.mean, found.std, roll=False, gain=False, spectrogram=kind, std_factor=1.0
+        )
+        total.append(front_end.eval()(waveform[None], length, torch.zeros(1, dtype=torch.int64)).flatten())
+    assert torch.cat(total).mean().item() == pytest.approx(0, abs=1e-5)
+    assert torch.cat(total).std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_files_from_before_there_were_kinds_are_those_of_hann_windows(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, CLIPS)
+    before = measured(folder)
+    tree = json.loads((folder / STATISTICS).read_text())
+    assert tree["log_mel"][0].pop("spectrogram") == "kaldi_hann"
+    (folder / STATISTICS).write_text(json.dumps(tree))
+    found = read_statistics(folder, read_index(folder))
+    assert found is not None
+    assert found.log_mel == {("kaldi_hann", BINS): before}
 
 
 def test_processes_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +227,16 @@ def test_a_clip_that_kills_its_process_costs_itself_only(tmp_path: Path, monkeyp
     assert found.num_clips == 3
 
 
-def test_what_is_written_reads_back_beside_other_numbers_of_bins(tmp_path: Path) -> None:
+def test_what_is_written_reads_back_beside_other_front_ends(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {"a": sound_clip("a", labels=("dog",)), "b": sound_clip("b", labels=("cat", "dog"))})
     index = read_index(folder)
     assert read_statistics(folder, index) is None
     first = measured(folder, bins=16)
     second = measured(folder, bins=32)
+    third = measured(folder, bins=32, spectrogram="slaney")
     found = read_statistics(folder, index)
     assert found is not None
-    assert found.log_mel == {16: first, 32: second}
+    assert found.log_mel == {("kaldi_hann", 16): first, ("kaldi_hann", 32): second, ("slaney", 32): third}
     assert found.label_counts == {"dog": 2, "cat": 1}
     assert not list(folder.glob("*.tmp"))
 
@@ -223,7 +255,7 @@ def test_statistics_of_other_shards_are_ignored_with_a_warning(
     new = measured(folder)
     found = read_statistics(folder, read_index(folder))
     assert found is not None
-    assert found.log_mel == {BINS: new}, "numbers of the old shards must not come along"
+    assert found.log_mel == {("kaldi_hann", BINS): new}, "numbers of the old shards must not come along"
     assert not caplog.records
 
 
