@@ -13,8 +13,9 @@ from mavil.commands.normalisation import audio_statistics
 from mavil.commands.schedule import device_batch
 from mavil.commands.starting import fill, grids_of
 from mavil.commands.teachers import refuse_other_inputs
-from mavil.config import ClassifyTask, PretrainTask, Recipe, Sampling, VideoBranch
+from mavil.config import ClassifyTask, Mixup, PretrainTask, Recipe, Sampling, VideoBranch
 from mavil.config import Teacher as TeacherSettings
+from mavil.config.masking import Masking
 from mavil.data.frames import FrameFrontEnd
 from mavil.data.labels import Vocabulary, count_field_values
 from mavil.data.loading.loader import Loader, build_loader
@@ -155,13 +156,22 @@ def prepare_for(recipe: Recipe, device: torch.device, *, training: bool) -> Prep
     if "audio" in recipe.modalities and (audio := recipe.audio):
         mean, std = audio_statistics(recipe)
         front_ends["audio"] = AudioFrontEnd(
-            audio.num_steps, audio.num_mel_bins, mean, std, audio.augment.roll, audio.augment.gain
+            audio.num_steps,
+            audio.num_mel_bins,
+            mean,
+            std,
+            spectrogram=audio.spectrogram,
+            std_factor=audio.std_factor,
+            batch_statistics=audio.batch_statistics,
+            **audio.augment.model_dump(),
         )
     if "video" in recipe.modalities and (video := recipe.video):
         front_ends["video"] = FrameFrontEnd(
             video.size, video.mean, video.std, video.augment.crop_scale, video.augment.flip
         )
-    return Prepare(front_ends["audio"], front_ends["video"], training).to(device)
+    mixup = recipe.task.mixup if isinstance(recipe.task, ClassifyTask) else Mixup()
+    prepare = Prepare(front_ends["audio"], front_ends["video"], training, mixup.probability, mixup.beta)
+    return prepare.to(device)
 
 
 def evaluation_inputs(
@@ -196,6 +206,7 @@ def task_for(
         recipe.task.modality_dropout,
         has_gaps=recipe.data.missing_modality == "keep",
         alone=recipe.task.alone,
+        masking=recipe.task.masking,
     )
 
 
@@ -225,6 +236,7 @@ def _pretraining(recipe: Recipe, settings: PretrainTask, device: torch.device, r
         teacher,
         settings.modality_dropout,
         has_gaps=recipe.data.missing_modality == "keep",
+        discrimination=settings.patch_discrimination,
     )
 
 
@@ -234,7 +246,8 @@ def view_plan(recipe: Recipe) -> ViewPlan | None:
     if not isinstance(task, PretrainTask):
         return None
     ratios = {m: branch.mask_ratio for m in MODALITIES if (branch := recipe.branch(m)) is not None}
-    return ViewPlan.of(grids_of(recipe), ratios, task.contrast, task.masked_views)
+    maskings: dict[Modality, Masking] = {"audio": recipe.audio.masking} if recipe.audio is not None else {}
+    return ViewPlan.of(grids_of(recipe), ratios, task.contrast, task.masked_views, maskings)
 
 
 def _load_teacher(

@@ -24,6 +24,7 @@ from mavil.models.classifier import Classifier
 from mavil.models.masked import MaskedLearner
 from mavil.recipe import dump_recipe, recipe_from_tree
 from mavil.structs import MODALITIES, Modality, TokenGrid
+from mavil.tasks.masks import draw_visible_ids, seen_in_fine_tuning
 
 ASSUMED_CLASSES = 527
 """Head size when no shards tell the number of classes: AudioSet's."""
@@ -104,8 +105,13 @@ def _tokens(recipe: Recipe) -> dict[str, dict[str, object]]:
         assert branch is not None
         grid = branch.grid()
         rows[modality] = {"grid": list(grid.cells), "patch": list(grid.patch), "tokens": grid.num_tokens}
-        if isinstance(recipe.task, PretrainTask):
-            rows[modality]["visible"] = grid.num_visible(branch.mask_ratio)
+        plan = view_plan(recipe)
+        if plan is not None:
+            rows[modality]["visible"] = plan.num_visible(modality)
+        if isinstance(recipe.task, ClassifyTask):
+            seen = seen_in_fine_tuning(recipe.task.masking, {modality: grid})
+            if modality in seen:
+                rows[modality]["seen in training"] = seen[modality]
     return rows
 
 
@@ -124,9 +130,12 @@ def _costs(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, int]:
         for modality, values in patches.items():
             costs[f"{modality}_encoder_unmasked"] = _count(model.encoders[modality], values)
         if not isinstance(model, MaskedLearner):
-            forward = _count(model, patches)
+            assert isinstance(recipe.task, ClassifyTask)
+            masking = recipe.task.masking
+            visible = draw_visible_ids(masking, grids, lambda _, __, count: torch.empty(1, count))
+            forward, in_training = _count(model, patches), _count(model, patches, None, visible)
             # A backward pass computes two products for each one of the forward pass; frozen parts have none.
-            return costs | {"forward": forward, "training_step": forward if model.frozen else 3 * forward}
+            return costs | {"forward": forward, "training_step": in_training if model.frozen else 3 * in_training}
         plan = view_plan(recipe)
         assert plan is not None
         views = plan.draw(lambda _, __, num_tokens: torch.empty(1, num_tokens))
@@ -175,7 +184,8 @@ def _memory(recipe: Recipe, model: MaskedLearner | Classifier, device_batch: int
         assert branch is not None
         tokens, encoder, decoder = branch.grid().num_tokens, branch.encoder, branch.decoder
         if isinstance(recipe.task, ClassifyTask):
-            kept += 0 if recipe.task.frozen else 17 * tokens * encoder.width * encoder.depth
+            seen = seen_in_fine_tuning(recipe.task.masking, {modality: branch.grid()}).get(modality, tokens)
+            kept += 0 if recipe.task.frozen else 17 * seen * encoder.width * encoder.depth
             continue
         plan = view_plan(recipe)
         assert plan is not None
@@ -183,7 +193,7 @@ def _memory(recipe: Recipe, model: MaskedLearner | Classifier, device_batch: int
         kept += 17 * visible * encoder.width * encoder.depth
         kept += 17 * plan.num_predicted * tokens * decoder.width * decoder.depth
         if recipe.fusion is not None:
-            predicted = plan.num_predicted * branch.grid().num_visible(branch.mask_ratio)
+            predicted = plan.num_predicted * plan.num_visible(modality)
             kept += 17 * predicted * encoder.width * recipe.fusion.depth
     gib = 1024.0**3
     return {

@@ -7,7 +7,7 @@ from pathlib import Path
 from mavil import distributed
 from mavil.config import Recipe
 from mavil.data.shards.index import read_index
-from mavil.engine.optim import scaled_learning_rate, warmup_cosine
+from mavil.engine.optim import DECAYS, scaled_learning_rate
 from mavil.structs import UserError
 
 
@@ -73,7 +73,8 @@ def step_counts(recipe: Recipe, samples_per_epoch: int, ranks: int | None = None
 def learning_rate(recipe: Recipe, step: int, total: int, warmup: int, ranks: int | None = None) -> float:
     """The applied learning rate of the update after ``step`` finished ones."""
     peak = scaled_learning_rate(recipe.optimizer.base_lr, global_batch(recipe, ranks))
-    return warmup_cosine(step, peak=peak, warmup_steps=warmup, total_steps=total, minimum=recipe.schedule.min_lr)
+    decay, minimum = DECAYS[recipe.schedule.decay], recipe.schedule.min_lr
+    return decay(step, peak=peak, warmup_steps=warmup, total_steps=total, minimum=minimum)
 
 
 def learning_rate_at(recipe: Recipe, assumed_samples: int, ranks: int) -> tuple[dict[str, float], list[str]]:

@@ -112,6 +112,7 @@ def _parallel(recipe: Recipe, task: Task, device: torch.device) -> Parallel:
         lambda: task.parameter_groups(optimizer.weight_decay, optimizer.layer_decay),
         optimizer.betas,
         device,
+        optimizer.eps,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from mavil.tasks.base import ParameterGroup
 
 BASE_BATCH = 256
 """Global batch at which base learning rates are given [source MAE; linear scaling, Goyal et al. 2017]."""
+ADAM_EPS = 1e-8
+"""AdamW's epsilon where nothing else is said [torch]."""
 
 
 def scaled_learning_rate(base_lr: float, global_batch: int) -> float:
@@ -31,31 +33,53 @@ def warmup_cosine(step: int, *, peak: float, warmup_steps: int, total_steps: int
     Raises:
         UserError: the warm-up is longer than the training.
     """
+    progress = _progress(step, warmup_steps, total_steps)
+    if progress < 0:
+        return peak * step / warmup_steps
+    return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress)) if progress < 1 else minimum
+
+
+def warmup_linear(step: int, *, peak: float, warmup_steps: int, total_steps: int, minimum: float) -> float:
+    """Likewise, but down a straight line: fairseq's polynomial decay of power 1 [source MAE-AST].
+
+    Raises:
+        UserError: the warm-up is longer than the training.
+    """
+    progress = _progress(step, warmup_steps, total_steps)
+    if progress < 0:
+        return peak * step / warmup_steps
+    return peak + (minimum - peak) * progress if progress < 1 else minimum
+
+
+DECAYS: dict[str, Callable[..., float]] = {"cosine": warmup_cosine, "linear": warmup_linear}
+"""By the name a recipe gives them."""
+
+
+def _progress(step: int, warmup_steps: int, total_steps: int) -> float:
+    """How much of the way down is done, 0 to 1; negative within the warm-up."""
     if warmup_steps > total_steps:
         raise UserError(
             f"a warm-up of {warmup_steps} steps does not fit into {total_steps} steps of training: shorten "
             "schedule.warmup or lengthen schedule.length"
         )
     if step < warmup_steps:
-        return peak * step / warmup_steps
-    if step >= total_steps:
-        return minimum
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return -1.0
+    return 1.0 if step >= total_steps else (step - warmup_steps) / (total_steps - warmup_steps)
 
 
 def build_optimizer(
-    groups: Sequence[ParameterGroup], betas: tuple[float, float], model: nn.Module
+    groups: Sequence[ParameterGroup], betas: tuple[float, float], model: nn.Module, eps: float = ADAM_EPS
 ) -> torch.optim.AdamW:
     """AdamW over ``groups``; each keeps its ``lr_scale``, and :func:`set_learning_rate` fills in the rate of a step.
 
     Its moments exist from the start, as zeros: what does not fit into memory shows before the first step, and a state is
-    complete whenever it is saved. Call it after parameters were cut over ranks.
+    complete whenever it is saved. Call it after parameters were cut over ranks. ``eps`` is added to the root of the second
+    moment.
 
     Raises:
         ValueError: a trained parameter of ``model`` is in no group or in two, or a group holds something else.
     """
-    optimizer = torch.optim.AdamW(optimizer_groups(groups, model), **adamw_settings(betas))
+    optimizer = torch.optim.AdamW(optimizer_groups(groups, model), **adamw_settings(betas, eps))
     add_moments(optimizer)
     return optimizer
 
@@ -78,9 +102,9 @@ def optimizer_groups(groups: Sequence[ParameterGroup], model: nn.Module) -> list
     ]
 
 
-def adamw_settings(betas: tuple[float, float]) -> dict[str, Any]:
+def adamw_settings(betas: tuple[float, float], eps: float = ADAM_EPS) -> dict[str, Any]:
     """What AdamW is made with; ``fused`` is one pass over each parameter instead of a dozen, and can leave out an update."""
-    return {"lr": 0.0, "betas": betas, "fused": True}
+    return {"lr": 0.0, "betas": betas, "eps": eps, "fused": True}
 
 
 def add_moments(optimizer: torch.optim.Optimizer) -> None:

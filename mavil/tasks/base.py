@@ -101,17 +101,22 @@ class Monitored(Protocol):
 
 
 def group_parameters(
-    model: nn.Module, weight_decay: float, lr_scale_of: Callable[[str], float] = lambda _: 1.0
+    model: nn.Module,
+    weight_decay: float,
+    lr_scale_of: Callable[[str], float] = lambda _: 1.0,
+    undecayed: tuple[str, ...] = (),
 ) -> list[ParameterGroup]:
     """Group trained parameters by learning-rate factor and decay; tensors of one dimension are not decayed [source MAE].
 
-    ``lr_scale_of`` maps a parameter's dotted name to its factor. The order of groups follows the model's definition.
+    ``lr_scale_of`` maps a parameter's dotted name to its factor; ``undecayed`` are last names of further ones without decay. The
+    order of groups follows the model's definition.
     """
     groups: dict[tuple[float, float], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = weight_decay if parameter.ndim > 1 else 0.0
+        is_decayed = parameter.ndim > 1 and name.rpartition(".")[2] not in undecayed
+        decay = weight_decay if is_decayed else 0.0
         scale = lr_scale_of(name)
         group = groups.setdefault((scale, decay), ParameterGroup([], [], scale, decay))
         group.parameters.append(parameter)

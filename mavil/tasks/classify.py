@@ -10,21 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mavil import distributed
+from mavil.config.task import TokenMasking
 from mavil.evaluation.metrics import classification_metrics
 from mavil.evaluation.predict import collect
 from mavil.models.classifier import JOINT, AlonePooling, Classifier
 from mavil.models.tokens import patchify
 from mavil.structs import Inputs, LossReport, Modality, TokenGrid, UserError
 from mavil.tasks.base import ParameterGroup, group_parameters, unwrapped
+from mavil.tasks.masks import draw_visible_ids
 from mavil.tasks.presence import dropped_presence
+from mavil.tasks.views import noise_of
 
 
 class Classification:
     """Labels from one modality, from both by one head, or from each by a head of its own.
 
     ``multi_label`` chooses sigmoid cross-entropy over all classes (AudioSet) [source Audio-MAE]; otherwise targets are
-    one label per clip and the loss is cross-entropy with optional ``label_smoothing``. Separate heads are trained by the sum
-    of their losses [source AV-SUPERB copy].
+    one label per clip and the loss is cross-entropy with optional ``label_smoothing``. Where clips were mixed, targets are
+    shares of labels, and both losses take them as they are [source AST, Audio-MAE]. Separate heads are trained by the sum of
+    their losses [source AV-SUPERB copy].
 
     Args:
         model: what is trained; the engine may wrap it.
@@ -33,6 +37,7 @@ class Classification:
         has_gaps: whether training batches may hold clips without a modality. Known beforehand, because ranks exchange counts
             then.
         alone: as in :meth:`Classifier.forward`.
+        masking: tokens that training leaves out, drawn from the clips' seeds; evaluation sees all.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class Classification:
         modality_dropout: float = 0.0,
         has_gaps: bool = False,
         alone: AlonePooling = "own",
+        masking: TokenMasking | None = None,
     ) -> None:
         self.model: nn.Module = model
         self.alone = alone
+        self.masking = masking or TokenMasking()
         self.multi_label = multi_label
         self.label_smoothing = label_smoothing
         self.modality_dropout = modality_dropout
@@ -61,7 +68,8 @@ class Classification:
         targets = self._targets(inputs)
         patches = {m: patchify(inputs.of(m), grid) for m, grid in self.grids.items()}
         present = dropped_presence(inputs, tuple(self.grids), self.modality_dropout)
-        logits: dict[str, Tensor] = self.model(patches, present, alone=self.alone)
+        visible_ids = draw_visible_ids(self.masking, self.grids, noise_of(inputs))
+        logits: dict[str, Tensor] = self.model(patches, present, visible_ids, alone=self.alone)
         report = LossReport({}, {})
         for output, scores in logits.items():
             if output == JOINT:
@@ -95,9 +103,7 @@ class Classification:
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
         if not self.multi_label:
-            return F.cross_entropy(
-                logits, targets.argmax(dim=1), label_smoothing=self.label_smoothing, reduction=reduction
-            )
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction=reduction)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction=reduction)
         return losses if reduction == "mean" else losses.mean(dim=1)
 
@@ -107,14 +113,14 @@ class Classification:
         return inputs.targets
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
-        """Learning rate times ``layer_decay`` per block below the head [source Audio-MAE, BEiT]."""
+        """Learning rate times ``layer_decay`` per block below the head; CLS and positions are not decayed [source Audio-MAE]."""
         model = cast(Classifier, unwrapped(self.model))
 
         def scale_of(name: str) -> float:
             depth, top = model.layer_of(name)
             return float(layer_decay ** (top - depth))
 
-        return group_parameters(model, weight_decay, scale_of)
+        return group_parameters(model, weight_decay, scale_of, undecayed=("cls_token", "pos_embed"))
 
     def evaluate(self, batches: Iterable[Inputs]) -> dict[str, float]:
         """Accuracy or mAP over the whole set; see :func:`mavil.evaluation.metrics.classification_metrics`.

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mavil.config import Contrast, Reconstruction
-from mavil.evaluation.collapse import (
-    agreement,
-    alignment,
-    collapse_limits,
-    embedding_std,
-    normalised,
-    target_statistics,
-    uniformity,
-)
+from mavil.config.task import PatchDiscrimination
+from mavil.evaluation.collapse import agreement, collapse_limits, target_statistics
 from mavil.evaluation.predict import collect
 from mavil.evaluation.retrieval import both_directions
-from mavil.losses.contrastive import symmetric_info_nce
+from mavil.losses.patch_discrimination import clip_discrimination, patch_discrimination
 from mavil.losses.reconstruction import masked_mse, normalise_patches
 from mavil.models.layers import Presence
 from mavil.models.masked import MaskedLearner, MaskedOutput
 from mavil.models.tokens import patchify
 from mavil.structs import Inputs, LossReport, MaskedViews, Modality, TokenGrid
 from mavil.tasks.base import Limit, ParameterGroup, group_parameters, unwrapped
+from mavil.tasks.contrast import contrast_terms
 from mavil.tasks.presence import dropped_presence
 from mavil.tasks.teacher import Teacher
 from mavil.tasks.views import ViewPlan, compared_only, noise_of
@@ -36,7 +30,8 @@ class Pretraining:
     """Stage 1 without a teacher, stage 2 and later with one [paper, section 3; equations in docs/model.md].
 
     ``stage 1 = reconstruction + alpha inter(a', v') + beta (intra(a', a'') + intra(v', v''))``; with a teacher the decoders
-    predict its tokens instead of raw patches. View 1 is predicted and compared across modalities; view 2, a second mask of the
+    predict its tokens instead of raw patches. With ``discrimination`` a second head also tells which raw patch is whose
+    [source SSAST, MAE-AST]. View 1 is predicted and compared across modalities; view 2, a second mask of the
     same crop, exists only where the intra-modal term has weight or several views are predicted. Masks are drawn per clip from
     its seed. A clip without one modality takes part in the terms of the other.
 
@@ -48,6 +43,7 @@ class Pretraining:
         teacher: ``None`` predicts raw patches. It sees a clip once, however many views are predicted.
         modality_dropout: probability that a clip with both modalities is treated as having one.
         has_gaps: whether batches may hold clips without a modality. Known beforehand, because ranks exchange counts then.
+        discrimination: ``None`` leaves the second head's term out; it has none of a teacher's tokens.
     """
 
     def __init__(
@@ -59,10 +55,12 @@ class Pretraining:
         teacher: Teacher | None = None,
         modality_dropout: float = 0.0,
         has_gaps: bool = False,
+        discrimination: PatchDiscrimination | None = None,
     ) -> None:
         self.model: nn.Module = model
         self.reconstruction = reconstruction
         self.contrast = contrast
+        self.discrimination = discrimination
         self.teacher = teacher
         self.modality_dropout = modality_dropout
         self.has_gaps = has_gaps or modality_dropout > 0
@@ -99,10 +97,9 @@ class Pretraining:
 
     def coupled_loss(self, representations: dict[str, Tensor]) -> LossReport:
         """The contrastive terms over all given clips, from :meth:`representations`."""
-        report = LossReport({}, {})
-        if self.contrast is not None and self.couples_clips:
-            self._add_contrast(report, self.contrast, representations)
-        return report
+        if self.contrast is None or not self.couples_clips:
+            return LossReport({}, {})
+        return contrast_terms(self.contrast, representations, list(self.grids))
 
     def patches(self, inputs: Inputs) -> dict[Modality, Tensor]:
         """All raw patches ``[B, N, P]`` of each modality."""
@@ -137,7 +134,8 @@ class Pretraining:
         present: Presence | None,
     ) -> None:
         weights = {"audio": self.reconstruction.audio_weight, "video": self.reconstruction.video_weight}
-        for modality, target in self.targets(patches, present).items():
+        targets = self.targets(patches, present)
+        for modality, target in targets.items():
             name, predictions = f"{modality}_{self._kind}", output.predictions[modality]
             flags = present.get(modality) if present else None
             counted = self._counted(views[modality], flags)
@@ -147,6 +145,27 @@ class Pretraining:
             report.scalars |= {f"{modality}_target_mean": mean, f"{modality}_target_std": deviation}
             if self.teacher is not None:
                 report.scalars[f"{modality}_agreement"] = agreement(predictions, target, counted)
+        if self.discrimination is not None:
+            self._add_discrimination(report, self.discrimination, output, targets, views, present)
+
+    def _add_discrimination(
+        self,
+        report: LossReport,
+        settings: PatchDiscrimination,
+        output: MaskedOutput,
+        targets: dict[Modality, Tensor],
+        views: dict[Modality, MaskedViews],
+        present: Presence | None,
+    ) -> None:
+        for modality, predictions in output.discriminations.items():
+            flags = present.get(modality) if present else None
+            ids = _masked_ids(views[modality])
+            result = patch_discrimination(
+                predictions, targets[modality], ids, settings.softmax_over, flags, across_ranks=flags is not None
+            )
+            report.terms[f"{modality}_discrimination"] = result.loss
+            report.weights[f"{modality}_discrimination"] = settings.weight
+            report.scalars[f"{modality}_discrimination_accuracy"] = result.accuracy
 
     @property
     def _kind(self) -> str:
@@ -158,32 +177,6 @@ class Pretraining:
         if self.reconstruction.tokens == "all":
             counted = torch.ones_like(counted)
         return counted if present is None else counted & present[:, None]
-
-    def _add_contrast(self, report: LossReport, contrast: Contrast, representations: dict[str, Tensor]) -> None:
-        pooled = {m: representations[m] for m in self.grids}
-        present = {m: flags.bool() for m in self.grids if (flags := representations.get(f"{m}_present")) is not None}
-        across_ranks = contrast.negatives == "global"
-
-        def add(name: str, first: Tensor, second: Tensor, temperature: float, weight: float, **named: object) -> None:
-            result = symmetric_info_nce(first, second, temperature, across_ranks, **named)  # type: ignore[arg-type]
-            report.terms[name] = result.loss
-            report.weights[name] = weight
-            report.scalars[f"{name}_accuracy"] = result.accuracy
-            report.scalars["num_negatives"] = result.num_negatives
-
-        if contrast.inter_weight > 0:
-            both = torch.stack(list(present.values())).all(dim=0) if present else None
-            directions = "both" if contrast.directions == "both" else "first_for_second"
-            audio, video = pooled["audio"][:, 0], pooled["video"][:, 0]
-            weight, temperature = contrast.inter_weight, contrast.inter_temperature
-            add("inter_contrast", audio, video, temperature, weight, present=both, directions=directions)
-        if contrast.intra_weight > 0:
-            weight, temperature = contrast.intra_weight, contrast.intra_temperature
-            for m, views in pooled.items():
-                name = f"{m}_intra_contrast"
-                add(name, views[:, 0], views[:, 1], temperature, weight, present=present.get(m))
-        if not present:  # an absent modality's embedding would spread nothing
-            report.scalars |= collapse_indicators({modality: views[:, 0] for modality, views in pooled.items()})
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
         """One learning rate for all; ``layer_decay`` belongs to fine-tuning and must be 1 here.
@@ -200,12 +193,17 @@ class Pretraining:
     def evaluate(self, batches: Iterable[Inputs]) -> dict[str, float]:
         """Prediction terms under fixed masks and, with both modalities, retrieval from unmasked embeddings (percent).
 
-        A clip that lacks a modality counts in the terms of the other one.
+        A clip that lacks a modality counts in the terms of the other one. Masks that are drawn per batch follow its first clip.
         """
         model = cast(MaskedLearner, unwrapped(self.model))
         values = collect(batches, lambda inputs: self._evaluate_batch(model, inputs)).values
         has = {m: values[f"{m}_present"].bool() for m in self.grids}
-        metrics = {f"{m}_{self._kind}": float(values[f"{m}_error"][has[m]].mean()) for m in self.grids if has[m].any()}
+        metrics = {
+            f"{m}_{name}": float(values[f"{m}_{name}"][has[m]].mean())
+            for m in self.grids
+            for name in (self._kind, "discrimination", "discrimination_accuracy")
+            if has[m].any() and f"{m}_{name}" in values
+        }
         if len(self.grids) == 2:
             both = has["audio"] & has["video"]
             if both.any():
@@ -217,12 +215,16 @@ class Pretraining:
         # Without dropout; where nothing is absent the fast paths are taken.
         found = {m: inputs.present(m) for m in self.grids}
         present = None if all(flags is None for flags in found.values()) else found
-        predictions = model(patches, views, present).predictions
+        output: MaskedOutput = model(patches, views, present)
         results: dict[str, Tensor] = {}
         for modality, target in self.targets(patches, present).items():
-            errors = (predictions[modality][0].float() - target.float()).square().mean(dim=-1)
+            errors = (output.predictions[modality][0].float() - target.float()).square().mean(dim=-1)
             counted = self._counted(views[modality], None)[0]
-            results[f"{modality}_error"] = (errors * counted).sum(dim=1) / counted.sum(dim=1)
+            results[f"{modality}_{self._kind}"] = (errors * counted).sum(dim=1) / counted.sum(dim=1)
+            if self.discrimination is not None:
+                ids, predictions = _masked_ids(views[modality]), output.discriminations[modality]
+                losses, hits = clip_discrimination(predictions, target, ids, self.discrimination.softmax_over)
+                results |= {f"{modality}_discrimination": losses[0], f"{modality}_discrimination_accuracy": hits[0]}
             results[modality] = model.embed(modality, patches[modality])
             flags = inputs.present(modality)
             results[f"{modality}_present"] = torch.ones(len(inputs)) if flags is None else flags.float()
@@ -239,6 +241,11 @@ class Pretraining:
         return model.parts()
 
 
+def _masked_ids(views: MaskedViews) -> Tensor:
+    """``[V, B, N-K]`` of the predicted views."""
+    return torch.stack([view.masked_ids for view in views.predicted])
+
+
 def _by_clip(output: MaskedOutput, present: Presence | None) -> dict[str, Tensor]:
     """Pooled tokens with the clips first, ``[B, V, Z]``, and presence as numbers, because all of it may be differentiated."""
     rows = {str(modality): pooled.transpose(0, 1) for modality, pooled in output.pooled.items()}
@@ -246,21 +253,6 @@ def _by_clip(output: MaskedOutput, present: Presence | None) -> dict[str, Tensor
         return rows
     flags = {f"{m}_present": flag for m, flag in present.items() if flag is not None}
     return rows | {name: flag.to(next(iter(rows.values())).dtype) for name, flag in flags.items()}
-
-
-def collapse_indicators(pooled: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of pooled tokens ``[B, Z]`` by modality: how the embeddings spread, and with both how well partners agree.
-
-    One clip has nothing to spread: then there are none.
-    """
-    embeddings = {modality: normalised(rows) for modality, rows in pooled.items() if len(rows) > 1}
-    indicators: dict[str, Tensor] = {}
-    for modality, rows in embeddings.items():
-        indicators[f"{modality}_embedding_std"] = embedding_std(rows)
-        indicators[f"{modality}_embedding_uniformity"] = uniformity(rows)
-    if len(embeddings) == 2:
-        indicators["audio_video_alignment"] = alignment(embeddings["audio"], embeddings["video"])
-    return indicators
 
 
 def flat_retrieval(audio: Tensor, video: Tensor) -> dict[str, float]:

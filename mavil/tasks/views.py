@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from mavil.config import Contrast
-from mavil.models.masking import random_masking
+from mavil.config.masking import Masking, RandomMasking
 from mavil.seeds import uniform_draws
 from mavil.structs import Inputs, MaskedView, MaskedViews, Modality, TokenGrid
-
-Noise = Callable[[Modality, str, int], Tensor]
-"""``noise(modality, purpose, N)``: ``[B, N]`` uniform numbers, one row per clip, on the device of the tokens."""
+from mavil.tasks.masks import Noise, draw_mask
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class ViewPlan:
             encoder-only ones of the same ratio where more are compared than predicted [recalled, weak].
         num_predicted: views whose hidden tokens are predicted.
         num_compared: views whose pooled tokens are compared.
+        maskings: how tokens are chosen, of all views; each token by itself where a modality has none.
     """
 
     grids: Mapping[Modality, TokenGrid]
@@ -34,6 +33,7 @@ class ViewPlan:
     contrast_mask_ratios: Mapping[Modality, float] | None = None
     num_predicted: int = 1
     num_compared: int = 0
+    maskings: Mapping[Modality, Masking] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -42,6 +42,7 @@ class ViewPlan:
         mask_ratios: Mapping[Modality, float],
         contrast: Contrast | None,
         num_predicted: int,
+        maskings: Mapping[Modality, Masking] | None = None,
     ) -> ViewPlan:
         """The plan of a pre-training step: an intra-modal term needs two views, an inter-modal one needs one."""
         num_compared, own_ratios = 0, None
@@ -52,18 +53,28 @@ class ViewPlan:
                 for m, ratio in (("audio", contrast.audio_mask_ratio), ("video", contrast.video_mask_ratio))
                 if m in grids and ratio is not None
             }
-        return cls(grids, mask_ratios, own_ratios or None, num_predicted, num_compared)  # type: ignore[arg-type]
+        ratios: Mapping[Modality, float] | None = own_ratios or None  # type: ignore[assignment]
+        return cls(grids, mask_ratios, ratios, num_predicted, num_compared, maskings or {})
 
     def predicting_only(self) -> ViewPlan:
         """One predicted view and no other: what an evaluation looks at."""
         return replace(self, num_predicted=1, num_compared=0)
 
+    def masking(self, modality: Modality) -> Masking:
+        """How tokens of a modality are chosen."""
+        return self.maskings.get(modality, RandomMasking())
+
+    def num_visible(self, modality: Modality) -> int:
+        """K of a predicted view."""
+        return self.masking(modality).num_visible(self.grids[modality], self.mask_ratios[modality])
+
     def visible_tokens(self, modality: Modality) -> int:
         """Tokens of all views together that an encoder sees of one clip."""
         grid, own = self.grids[modality], self.contrast_mask_ratios
-        predicted = grid.num_visible(self.mask_ratios[modality])
+        predicted = self.num_visible(modality)
         if own is not None:
-            return self.num_predicted * predicted + self.num_compared * grid.num_visible(own[modality])
+            compared = self.masking(modality).num_visible(grid, own[modality])
+            return self.num_predicted * predicted + self.num_compared * compared
         return max(self.num_predicted, self.num_compared) * predicted
 
     def draw(self, noise: Noise) -> dict[Modality, MaskedViews]:
@@ -72,8 +83,7 @@ class ViewPlan:
 
     def _draw(self, modality: Modality, grid: TokenGrid, noise: Noise) -> MaskedViews:
         def view(kind: str, number: int, ratio: float) -> MaskedView:
-            values = noise(modality, f"{modality} {kind} {number}", grid.num_tokens)
-            return random_masking(values, grid.num_visible(ratio))
+            return draw_mask(self.masking(modality), grid, ratio, noise, modality, f"{modality} {kind} {number}")
 
         ratio = self.mask_ratios[modality]
         predicted = [view("mask", i, ratio) for i in range(self.num_predicted)]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from mavil.engine.optim import build_optimizer, scaled_learning_rate, set_learning_rate, warmup_cosine
+from mavil.engine.optim import (
+    build_optimizer,
+    scaled_learning_rate,
+    set_learning_rate,
+    warmup_cosine,
+    warmup_linear,
+)
 from mavil.structs import UserError
 from mavil.tasks.base import ParameterGroup
 
@@ -28,11 +35,19 @@ def test_the_schedule_in_closed_form() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_the_schedule_at_its_edges() -> None:
-    assert warmup_cosine(0, peak=2.0, warmup_steps=0, total_steps=4, minimum=0.0) == 2.0
-    assert warmup_cosine(4, peak=2.0, warmup_steps=4, total_steps=4, minimum=0.1) == 0.1
+def test_the_straight_way_down() -> None:
+    rates = [warmup_linear(step, **SCHEDULE) for step in range(112)]
+    assert rates[:11] == [warmup_cosine(step, **SCHEDULE) for step in range(11)]
+    assert rates[10:111] == pytest.approx([2.0 - 1.5 * i / 100 for i in range(101)])
+    assert rates[110:] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("rate", [warmup_cosine, warmup_linear])
+def test_the_schedule_at_its_edges(rate: Callable[..., float]) -> None:
+    assert rate(0, peak=2.0, warmup_steps=0, total_steps=4, minimum=0.0) == 2.0
+    assert rate(4, peak=2.0, warmup_steps=4, total_steps=4, minimum=0.1) == 0.1
     with pytest.raises(UserError, match=r"warm-up of 5 steps does not fit into 4 .*schedule\.warmup"):
-        warmup_cosine(0, peak=2.0, warmup_steps=5, total_steps=4, minimum=0.0)
+        rate(0, peak=2.0, warmup_steps=5, total_steps=4, minimum=0.0)
 
 
 def test_the_linear_scaling_rule() -> None:
@@ -72,7 +87,7 @@ def test_a_parameter_in_two_groups_or_not_of_the_model_is_refused() -> None:
 def test_the_moments_exist_before_the_first_step_and_change_nothing() -> None:
     ours, theirs = nn.Linear(2, 2), nn.Linear(2, 2)
     theirs.load_state_dict(ours.state_dict())
-    optimizer = build_optimizer(groups_of(ours), (0.9, 0.95), ours)
+    optimizer = build_optimizer(groups_of(ours), (0.9, 0.95), ours, eps=1e-3)
     assert all(not value.any() for state in optimizer.state.values() for value in state.values())
     assert [set(state) for state in optimizer.state.values()] == [{"step", "exp_avg", "exp_avg_sq"}] * 2
     set_learning_rate(optimizer, 0.1)
@@ -81,7 +96,7 @@ def test_the_moments_exist_before_the_first_step_and_change_nothing() -> None:
         {"params": [weight], "lr": 0.075, "weight_decay": 0.05},
         {"params": [bias], "lr": 0.1, "weight_decay": 0.0},
     ]
-    reference = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    reference = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-3, fused=True)
     for _ in range(3):
         for model, own in ((ours, optimizer), (theirs, reference)):
             model(torch.ones(1, 2)).square().sum().backward()

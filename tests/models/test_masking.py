@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mavil.models.masking import concatenate, random_masking, structured_masking
+from mavil.models.masking import (
+    chunk_masking,
+    concatenate,
+    count_squares,
+    random_masking,
+    span_masking,
+    structured_masking,
+)
 from mavil.structs import TokenGrid
 
 
@@ -81,3 +88,96 @@ def test_structured_masking_refuses_an_empty_view(noise: list[Tensor], kept: lis
 def test_random_masking_refuses_an_empty_view(num_visible: int) -> None:
     with pytest.raises(ValueError, match=f"{num_visible} of 20 tokens cannot stay visible"):
         random_masking(torch.rand(2, 20), num_visible)
+
+
+def slow_chunks(side: int, squares: Tensor, order: Tensor, cells: tuple[int, int], num_hidden: int, wraps: bool) -> set:  # type: ignore[type-arg]
+    """One clip's hidden tokens, one square after the other."""
+    rows, columns = cells
+    starts = (
+        list(range(rows * columns))
+        if wraps
+        else list(itertools.product(range(1 - side, rows), range(1 - side, columns)))
+    )
+    reach = 3 - 1  # squares of the largest side have places of their own at the rim
+    noise = (
+        squares if wraps else squares.reshape(rows + reach, columns + reach)[: rows + side - 1, : columns + side - 1]
+    )
+    hidden: set[int] = set()
+    for place in noise.flatten().argsort().tolist():
+        new = set()
+        for i, j in itertools.product(range(side), range(side)):
+            if wraps:
+                token = starts[place] + columns * i + j  # type: ignore[operator]
+                if token < rows * columns:
+                    new.add(token)
+            else:
+                row, column = starts[place][0] + i, starts[place][1] + j  # type: ignore[index]
+                if 0 <= row < rows and 0 <= column < columns:
+                    new.add(row * columns + column)
+        new -= hidden
+        if wraps:
+            hidden |= new
+            if len(hidden) > num_hidden:
+                return set(sorted(hidden)[:num_hidden])
+        else:
+            hidden |= set(sorted(new, key=lambda token: float(order[token]))[: num_hidden - len(hidden)])
+            if len(hidden) == num_hidden:
+                return hidden
+    raise AssertionError("all squares together hide everything")
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_chunks_are_squares_one_after_the_other(wraps: bool) -> None:
+    torch.manual_seed(0)
+    cells, sides = (7, 4), (2, 3)
+    side, order = torch.rand(20), torch.rand(20, 28)
+    squares = torch.rand(20, count_squares(cells, sides, wraps))
+    for num_visible in (7, 20):
+        view = chunk_masking(side, squares, order, cells, num_visible, sides, wraps)
+        for clip in range(20):
+            chosen = sides[int(side[clip] * 2)]
+            hidden = slow_chunks(chosen, squares[clip], order[clip], cells, 28 - num_visible, wraps)
+            assert set(view.masked_ids[clip].tolist()) == hidden
+            assert view.visible_ids[clip].tolist() == sorted(set(range(28)) - hidden)
+
+
+def test_chunks_hide_every_token_equally_often_and_wrapped_ones_the_first_and_last_less() -> None:
+    torch.manual_seed(0)
+    cells, sides = (20, 4), (2, 3)
+
+    def shares(wraps: bool) -> Tensor:
+        squares = torch.rand(2000, count_squares(cells, sides, wraps))
+        view = chunk_masking(torch.rand(2000), squares, torch.rand(2000, 80), cells, 20, sides, wraps)
+        return view.is_masked.float().mean(dim=0)
+
+    assert (shares(wraps=False) - 0.75).abs().max() < 0.06
+    wrapped = shares(wraps=True)
+    assert wrapped[:4].mean() < 0.65
+    assert wrapped[-1] == 0
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_spans_are_runs_one_after_the_other(inverted: bool) -> None:
+    torch.manual_seed(0)
+    num_tokens, length, num_visible = 30, 4, 11
+    spans, end = torch.rand(20, num_tokens + length - 1), torch.rand(20)
+    view = span_masking(spans, end, num_visible, length, inverted)
+    wanted = num_visible if inverted else num_tokens - num_visible
+    for clip in range(20):
+        covered: set[int] = set()
+        for start in (spans[clip].argsort() - length + 1).tolist():
+            new = sorted({t for t in range(start, start + length) if 0 <= t < num_tokens} - covered)
+            new = new if end[clip] < 0.5 else new[::-1]
+            covered |= set(new[: wanted - len(covered)])
+        found = view.visible_ids if inverted else view.masked_ids
+        assert found[clip].tolist() == sorted(covered)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    noise = torch.rand(2, 8)
+    with pytest.raises(ValueError, match=r"squares of \[3\] tokens do not fit a token grid of \[4, 2\]"):
+        chunk_masking(noise[:, 0], noise, noise, (4, 2), 2, [3])
+    with pytest.raises(ValueError, match="spans of 9 tokens do not fit 8 tokens"):
+        span_masking(torch.rand(2, 16), noise[:, 0], 2, 9)
+    with pytest.raises(ValueError, match="0 of 8 tokens cannot stay visible"):
+        span_masking(torch.rand(2, 8), noise[:, 0], 0, 1)

@@ -9,17 +9,22 @@ import torch
 import torch.nn.functional as F
 
 from mavil import distributed
+from mavil.config.task import TokenMasking
 from mavil.models.build import build_classifier
 from mavil.models.classifier import Classifier
 from mavil.models.tokens import patchify
 from mavil.structs import UserError
 from mavil.tasks.classify import Classification
+from mavil.tasks.masks import draw_visible_ids
 from mavil.tasks.presence import dropped_presence
+from mavil.tasks.views import noise_of
 from tests.support.ranks import run_in_ranks
 from tests.support.recipes import random_inputs, slice_inputs, tiny_recipe
 
 
-def make_task(multi_label: bool = False, has_gaps: bool = False, **settings: Any) -> Classification:
+def make_task(
+    multi_label: bool = False, has_gaps: bool = False, masking: TokenMasking | None = None, **settings: Any
+) -> Classification:
     """Of the sound alone unless ``modalities`` say more; 4 classes."""
     torch.manual_seed(0)
     settings = {"kind": "classify", "modalities": ["audio"], "drop_path": 0.0, **settings}
@@ -27,7 +32,7 @@ def make_task(multi_label: bool = False, has_gaps: bool = False, **settings: Any
     recipe = tiny_recipe(task=settings, **({"fusion": None} if settings.get("heads") == "separate" else {}))
     model = build_classifier(recipe, num_classes=4)
     dropout = settings.get("modality_dropout", 0.0)
-    return Classification(model, multi_label, modality_dropout=dropout, has_gaps=has_gaps)
+    return Classification(model, multi_label, modality_dropout=dropout, has_gaps=has_gaps, masking=masking)
 
 
 def make_both(**settings: Any) -> Classification:
@@ -55,6 +60,8 @@ def test_layer_decay_scales_learning_rates_by_depth() -> None:
     assert by_name["encoders.audio.patch_embed.proj.weight"].lr_scale == 0.125
     assert by_name["head.weight"].weight_decay == 0.05
     assert by_name["head.bias"].weight_decay == 0
+    assert by_name["encoders.audio.cls_token"].weight_decay == 0
+    assert by_name["encoders.audio.cls_token"].lr_scale == 0.125
     trained = {name for name, p in make_task().model.named_parameters() if p.requires_grad}
     assert set(by_name) == trained
     assert sum(len(group.names) for group in groups) == len(trained)
@@ -77,6 +84,37 @@ def test_learns_and_evaluates(heads: str) -> None:
         assert metrics[f"{prefix}accuracy"] == 1
         assert metrics[f"{prefix}num_clips"] == 8
     assert {name.rpartition("/")[0] for name in metrics} == {prefix.rstrip("/") for prefix in prefixes}
+
+
+def test_training_leaves_out_whole_rows_of_sound_and_tokens_of_pictures_and_evaluation_nothing() -> None:
+    masking = TokenMasking(time_ratio=0.5, mel_ratio=0.5, video_ratio=0.75)
+    task, inputs = make_both(masking=masking), random_inputs(4, num_classes=4)
+    patches = {m: patchify(inputs.of(m), grid) for m, grid in task.grids.items()}
+    ids = draw_visible_ids(masking, task.grids, noise_of(inputs))
+    assert {m: values.shape for m, values in ids.items()} == {"audio": (4, 2), "video": (4, 2)}
+    assert inputs.targets is not None
+    expected = F.cross_entropy(task.model(patches, None, ids)["joint"], inputs.targets.argmax(1))
+    assert task.loss(inputs, 0).total.item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(task._predict(inputs)["joint"], task.model(patches)["joint"])
+    # The sound alone, in time alone: half of the four steps, every one with both bands.
+    only_time = draw_visible_ids(TokenMasking(time_ratio=0.5), task.grids, noise_of(inputs))
+    assert set(only_time) == {"audio"}
+    assert [len(set((row // 2).tolist())) for row in only_time["audio"]] == [2] * 4
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_shares_of_labels_are_learned_as_shares(multi_label: bool) -> None:
+    task, inputs = make_task(multi_label), random_inputs(2, num_classes=4)
+    torch.nn.init.normal_(task.model.get_submodule("head").weight)  # type: ignore[arg-type]
+    inputs.targets = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    patches = {m: patchify(inputs.of(m), grid) for m, grid in task.grids.items()}
+    scores = task.model(patches)["joint"]
+    if multi_label:
+        errors = inputs.targets * F.logsigmoid(scores) + (1 - inputs.targets) * F.logsigmoid(-scores)
+        expected = -errors.mean()
+    else:
+        expected = -(inputs.targets * scores.log_softmax(dim=1)).sum(dim=1).mean()
+    assert task.loss(inputs, 0).total.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_without_targets_it_says_what_is_missing() -> None:

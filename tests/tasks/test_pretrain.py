@@ -21,7 +21,8 @@ CONTRAST = Contrast(inter_weight=0.7, intra_weight=0.3, inter_temperature=0.2, i
 
 def make_task(with_teacher: bool = False, **changes: Any) -> Pretraining:
     torch.manual_seed(0)
-    recipe = tiny_recipe()
+    discriminates = changes.get("discrimination") is not None
+    recipe = tiny_recipe(task={"kind": "pretrain", "patch_discrimination": {} if discriminates else None})
     assert isinstance(recipe.task, PretrainTask)
     teacher = Teacher(build_masked(recipe), last_layers=1, normalise=True) if with_teacher else None
     model = build_masked(recipe, {"audio": 32, "video": 32} if with_teacher else None)

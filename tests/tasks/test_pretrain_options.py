@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mavil import distributed
 from mavil.config import Contrast, Reconstruction
+from mavil.config.task import PatchDiscrimination
+from mavil.losses.patch_discrimination import patch_discrimination
 from mavil.models.layers import Presence
 from mavil.structs import Inputs, Modality
 from mavil.tasks.pretrain import Pretraining
@@ -17,6 +19,7 @@ from tests.support.ranks import run_in_ranks
 from tests.support.recipes import random_inputs, slice_inputs
 from tests.tasks.test_pretrain import CONTRAST, double, loss_and_gradients, make_task
 
+DISCRIMINATION = PatchDiscrimination(weight=0.5)
 HAS_AUDIO = torch.tensor([True, False, True, True, True, True, False, True])
 HAS_VIDEO = torch.tensor([True, True, True, False, True, True, True, True])
 
@@ -79,6 +82,27 @@ def test_all_tokens_can_count() -> None:
     predictions = task.model(patches, task.views(inputs, task.plan)).predictions["audio"][0]
     expected = (predictions - task.targets(patches)["audio"]).square().mean()
     torch.testing.assert_close(task.loss(inputs, 0).terms["audio_reconstruction"], expected)
+
+
+def test_patches_are_told_apart_by_the_second_head() -> None:
+    inputs = random_inputs(4)
+    task = make_task(masked_views=2, discrimination=PatchDiscrimination(weight=0.5, softmax_over="predictions"))
+    report, patches, views = task.loss(inputs, 0), task.patches(inputs), task.views(inputs, task.plan)
+    found = task.model(patches, views).discriminations["video"]
+    ids = torch.stack([view.masked_ids for view in views["video"].predicted])
+    expected = patch_discrimination(found, task.targets(patches)["video"], ids, "predictions")
+    torch.testing.assert_close(report.terms["video_discrimination"], expected.loss)
+    assert report.weights["video_discrimination"] == 0.5
+    assert report.scalars["video_discrimination_accuracy"] == expected.accuracy
+    assert {name for name in report.terms if "discrimination" in name} == {
+        "audio_discrimination",
+        "video_discrimination",
+    }
+    task.model.eval()
+    metrics = task.evaluate([inputs])
+    first = patch_discrimination(found[:1], task.targets(patches)["video"], ids[:1], "predictions")
+    assert metrics["video_discrimination"] == pytest.approx(first.loss.item(), rel=1e-5)
+    assert metrics["video_discrimination_accuracy"] == pytest.approx(first.accuracy.item())
 
 
 def test_agreement_with_the_teacher_is_logged() -> None:
@@ -168,8 +192,13 @@ def test_dropped_modalities_are_drawn_from_the_clips_seeds() -> None:
     assert make_task()._present(inputs) is None
 
 
+def all_terms_task(with_teacher: bool) -> Pretraining:
+    """With every term that there is beside, or instead of, a teacher's."""
+    return gap_task(with_teacher=with_teacher, discrimination=None if with_teacher else DISCRIMINATION)
+
+
 def gaps_on_one_rank_of_two(with_teacher: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
-    task = gap_task(with_teacher=with_teacher)
+    task = all_terms_task(with_teacher)
     task.model = DistributedDataParallel(task.model.double())
     if task.teacher is not None:
         task.teacher.model.double()
@@ -181,7 +210,7 @@ def gaps_on_one_rank_of_two(with_teacher: bool) -> tuple[dict[str, float], dict[
 
 @pytest.mark.parametrize("with_teacher", [False, True])
 def test_unequal_gaps_on_two_ranks_equal_one_rank_on_the_joined_batch(with_teacher: bool) -> None:
-    task = gap_task(with_teacher=with_teacher)
+    task = all_terms_task(with_teacher)
     task.model.double()
     if task.teacher is not None:
         task.teacher.model.double()

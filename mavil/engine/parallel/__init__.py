@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mavil import distributed
+from mavil.engine.optim import ADAM_EPS
 from mavil.engine.parallel.base import Parallel
 from mavil.engine.parallel.ddp import DistributedCopies, OneProcess
 from mavil.structs import UserError
@@ -29,12 +30,13 @@ def parallelise(
     groups: Callable[[], list[ParameterGroup]],
     betas: tuple[float, float],
     device: torch.device,
+    eps: float = ADAM_EPS,
 ) -> Parallel:
     """Put ``model`` on ``device`` and train it together with the other ranks; with one rank it stays as it is, whatever the kind.
 
     Load weights into ``model`` before: those of rank 0 are copied to every rank, buffers too. What patches the blocks
     (:mod:`mavil.engine.blocks`) also comes before. ``groups`` is asked only after the weights are cut, because cutting
-    replaces a model's parameters.
+    replaces a model's parameters. ``betas`` and ``eps`` are AdamW's.
 
     Raises:
         UserError: no such kind, or fairscale is not installed.
@@ -46,18 +48,18 @@ def parallelise(
         )
     model.to(device)
     if distributed.world_size() == 1:
-        return OneProcess(model, groups, betas, device)
+        return OneProcess(model, groups, betas, device, eps)
     if kind == "ddp":
-        return DistributedCopies(model, groups, betas, device)
+        return DistributedCopies(model, groups, betas, device, eps)
     if kind == "fsdp":
         # Imported when needed: each brings parts of torch or a package that other runs do without.
         from mavil.engine.parallel.fsdp import CutModel
 
-        return CutModel(model, groups, betas, device)
+        return CutModel(model, groups, betas, device, eps)
     try:
         from mavil.engine.parallel.fairscale import CutOptimizer
     except ImportError as error:
         raise UserError(
             f"trainer.parallel=fairscale needs the package fairscale ({error}): install it, or use fsdp"
         ) from None
-    return CutOptimizer(model, groups, betas, device)
+    return CutOptimizer(model, groups, betas, device, eps)

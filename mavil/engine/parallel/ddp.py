@@ -9,15 +9,22 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mavil.engine.optim import build_optimizer
+from mavil.engine.optim import ADAM_EPS, build_optimizer
 from mavil.engine.parallel.base import Groups, Parallel
 
 
 class OneProcess(Parallel):
     """The plain model and AdamW, for a run of one rank."""
 
-    def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], device: torch.device) -> None:
-        super().__init__(model, model, build_optimizer(groups(), betas, model), device)
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        betas: tuple[float, float],
+        device: torch.device,
+        eps: float = ADAM_EPS,
+    ) -> None:
+        super().__init__(model, model, build_optimizer(groups(), betas, model, eps), device)
 
     def averaging(self, is_last: bool) -> AbstractContextManager[None]:
         """Nothing to average."""
@@ -33,7 +40,14 @@ class DistributedCopies(Parallel):
 
     wrapped: DistributedDataParallel
 
-    def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        betas: tuple[float, float],
+        device: torch.device,
+        eps: float = ADAM_EPS,
+    ) -> None:
         # A false alarm: the gradient of the patch embedding of mono spectrograms differs only in the stride of an axis of size 1.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # Buffers are constant tables here: equal from the start on, not sent again in every forward pass.
@@ -45,7 +59,7 @@ class DistributedCopies(Parallel):
             # three and more ranks sums are then added in another order, and a resumed run differs in the last bit.
             find_unused_parameters=torch.are_deterministic_algorithms_enabled(),
         )
-        super().__init__(model, wrapped, build_optimizer(groups(), betas, model), device)
+        super().__init__(model, wrapped, build_optimizer(groups(), betas, model, eps), device)
 
     def averaging(self, is_last: bool) -> AbstractContextManager[None]:
         """Gradients stay on the rank in all but the last micro-step."""

@@ -15,7 +15,7 @@ from fairscale.optim import OSS
 from torch import Tensor, nn
 
 from mavil import distributed
-from mavil.engine.optim import adamw_settings, add_moments, optimizer_groups
+from mavil.engine.optim import ADAM_EPS, adamw_settings, add_moments, optimizer_groups
 from mavil.engine.parallel.base import Groups, OptimizerState, Parallel, norm_over_ranks
 
 
@@ -25,8 +25,15 @@ class CutOptimizer(Parallel):
     wrapped: ShardedDataParallel
     optimizer: OSS
 
-    def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], device: torch.device) -> None:
-        optimizer = OSS(optimizer_groups(groups(), model), torch.optim.AdamW, **adamw_settings(betas))
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        betas: tuple[float, float],
+        device: torch.device,
+        eps: float = ADAM_EPS,
+    ) -> None:
+        optimizer = OSS(optimizer_groups(groups(), model), torch.optim.AdamW, **adamw_settings(betas, eps))
         add_moments(optimizer.optim)
         self._owner = {
             id(parameter): rank

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mavil import distributed
 from mavil.engine.blocks import stacks_of
-from mavil.engine.optim import build_optimizer
+from mavil.engine.optim import ADAM_EPS, build_optimizer
 from mavil.engine.parallel.base import Groups, Parallel, copy_from_rank_0, norm_over_ranks
 
 
@@ -31,7 +31,14 @@ class CutModel(Parallel):
 
     has_whole_weights = False
 
-    def __init__(self, model: nn.Module, groups: Groups, betas: tuple[float, float], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Groups,
+        betas: tuple[float, float],
+        device: torch.device,
+        eps: float = ADAM_EPS,
+    ) -> None:
         copy_from_rank_0(model)
         mesh = init_device_mesh(device.type, (distributed.world_size(),))
         whole = {parameter for parameter in model.parameters() if parameter.ndim == 0}
@@ -42,7 +49,7 @@ class CutModel(Parallel):
         self._root = cast(FSDPModule, model)
         _name_the_root(self._root)
         _gather_backwards(self._root, stacks)
-        super().__init__(model, model, build_optimizer(groups(), betas, model), device)
+        super().__init__(model, model, build_optimizer(groups(), betas, model, eps), device)
 
     @contextmanager
     def averaging(self, is_last: bool) -> Iterator[None]:
