@@ -32,7 +32,8 @@ def fill(recipe: Recipe, parts: Mapping[str, nn.Module], earlier: Recipe | None)
         wanted = {name: part for name, part in parts.items() if not _begins_anew(name, recipe)}
         held = grids_of(earlier)
         grids = {m: (held[m], grid) for m, grid in grids_of(recipe).items() if m in held}
-        load_parts(wanted, load_weights(recipe.task.weights), recipe.task.weights, grids)
+        has_own = recipe.task.start.positions == "own"
+        load_parts(wanted, load_weights(recipe.task.weights), recipe.task.weights, grids, has_own)
         lines.append(f"{', '.join(wanted)}: from {recipe.task.weights}")
     start = recipe.task.start
     if start.audio or start.video or start.model:

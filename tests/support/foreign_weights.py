@@ -73,6 +73,71 @@ def audio_mae(windowed: bool = False, num_tokens: int = 8) -> State:
     return random_state(mae_shapes((1, 16, 16), num_tokens, out_values=256, windowed=windowed), seed=1)
 
 
+def audio_mae_tuned(num_classes: int = 5) -> State:
+    """Audio-MAE, fine-tuned: without final norm and decoder, with norm and head behind the pooling."""
+    tuned = {n: t for n, t in audio_mae().items() if not n.startswith(("decoder", "mask", "norm"))}
+    return tuned | random_state({**_norm("fc_norm", 32), **_linear("head", num_classes, 32)}, seed=6)
+
+
+def msm_mae(cls: bool = True, times: int = 3) -> State:
+    """MSM-MAE: 80 mel bins x ``16 times`` steps in patches of 16 x 16; keys have no bias."""
+    state = random_state(mae_shapes((1, 16, 16), 5 * times, out_values=256), seed=7)
+    for name in [name for name in state if name.endswith("qkv.bias")]:
+        query, _, value = state.pop(name).chunk(3)
+        state |= {name.replace("qkv.bias", which): bias for which, bias in (("q_bias", query), ("v_bias", value))}
+    if not cls:
+        del state["cls_token"]
+        state |= {name: state[name][:, 1:] for name in ("pos_embed", "decoder_pos_embed")}
+    return state
+
+
+def m2d() -> State:
+    """MSM-MAE as the M2D repository has it."""
+    statistics = {"norm_stats": torch.tensor([-7.1, 4.2])}
+    return random_state(mae_shapes((1, 16, 16), 15, out_values=256), seed=8) | statistics
+
+
+def mae_ast(rows: int = 40) -> State:
+    """MAE-AST in fairseq's names; a patch has 256 values, tables have ``rows`` rows."""
+    shapes: Shapes = {
+        **{f"{which}_mask_emb": (32,) for which in ("encoder", "decoder")},
+        **_linear("post_extract_proj", 32, 256),
+        **_norm("layer_norm", 128),
+        **{f"{which}_sine_pos_embed.pe": (1, rows, 32) for which in ("enc", "dec")},
+        **{f"{s}.layer_norm.{kind}": (32,) for s in ("encoder", "decoder") for kind in ("weight", "bias")},
+        **{
+            k: v
+            for which in ("reconstruction", "classification")
+            for k, v in _linear(f"final_proj_{which}", 256, 32).items()
+        },
+    }
+    for prefix in ("encoder.layers.0", "encoder.layers.1", "decoder.layers.0"):
+        for which in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= _linear(f"{prefix}.self_attn.{which}", 32, 32)
+        shapes |= {**_norm(f"{prefix}.self_attn_layer_norm", 32), **_norm(f"{prefix}.final_layer_norm", 32)}
+        shapes |= {**_linear(f"{prefix}.fc1", 64, 32), **_linear(f"{prefix}.fc2", 32, 64)}
+    return random_state(shapes, seed=10) | {
+        "batch_norm.running_mean": torch.tensor([-4.25]),
+        "batch_norm.running_var": torch.tensor([17.3219]),
+        "batch_norm.num_batches_tracked": torch.tensor(1000),
+    }
+
+
+def mae_ast_settings(patch: tuple[int, int] = (16, 16)) -> dict[str, dict[str, object]]:
+    """Of MAE-AST's ``cfg`` what concerns the model; ``patch`` is steps, mel bins."""
+    sizes = {
+        f"ast_kernel_{what}_{a}": n for what in ("size", "stride") for a, n in zip(("time", "chan"), patch, strict=True)
+    }
+    model: dict[str, object] = {
+        **sizes,
+        "encoder_attention_heads": 4,
+        "dropout": 0.1,
+        "encoder_layerdrop": 0.05,
+        "random_mask_prob": 0.6,
+    }
+    return {"model": model, "task": {"feature_dim": 128, "mask_type": "chunk_mask"}}
+
+
 def mae_st(times: int = 2, side: int = 2) -> State:
     """MAE-ST: separate query, key and value, separate tables of place and time, a CLS token of the decoder's own."""
     shapes = mae_shapes((3, 2, 16, 16), times * side * side, out_values=1536)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mavil.models.weights.branches import settle, stems_of
-from mavil.models.weights.converted import Converted, Source, Stems, original
+from mavil.models.weights.converted import Converted, Source, Stems, renamed
 from mavil.structs import MODALITIES, UserError
 
 MAVIL: Stems = {
@@ -90,7 +90,7 @@ def to_mavil_names(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tenso
     Raises:
         UserError: a tensor that MAViL's model has no place for.
     """
-    return _renamed(parts, MAVIL, "MAViL")
+    return renamed(parts, MAVIL, "MAViL")
 
 
 def to_cav_mae_names(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def to_cav_mae_names(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Ten
         }
         for part, tensors in parts.items()
     }
-    named = {_shared_norm_there(name): tensor for name, tensor in _renamed(without, CAV_MAE, "CAV-MAE").items()}
+    named = {_shared_norm_there(name): tensor for name, tensor in renamed(without, CAV_MAE, "CAV-MAE").items()}
     if "patch_embed_v.proj.weight" in named:
         kernel = named["patch_embed_v.proj.weight"]
         if kernel.shape[2] != 1:
@@ -116,17 +116,6 @@ def to_cav_mae_names(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Ten
                 "and one frame per patch can be named like it"
             )
         named["patch_embed_v.proj.weight"] = kernel.squeeze(2)
-    return named
-
-
-def _renamed(parts: Mapping[str, Mapping[str, Tensor]], stems: Stems, project: str) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
-    for part, tensors in parts.items():
-        for name, tensor in tensors.items():
-            there = original(part, name, stems)
-            if there is None:
-                raise UserError(f"{part}.{name} has no name in {project}'s model: leave that part out")
-            named[there] = tensor
     return named
 
 

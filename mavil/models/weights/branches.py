@@ -1,4 +1,4 @@
-"""Checkpoints with one branch: image MAE (and any plain ViT in timm's names), Audio-MAE, MAE-ST, VideoMAE."""
+"""Checkpoints with one branch in names of the MAE family: image MAE, Audio-MAE, MSM-MAE, MAE-ST, VideoMAE, plain ViTs."""
 
 from __future__ import annotations
 
@@ -43,6 +43,14 @@ _WINDOWED = [
     (r"(decoder_blocks\.\d+)\.attn\.meta_mlp\.", r"\1.attn.offset_bias."),
 ]
 """Audio-MAE's windowed decoder blocks to ours [source Audio-MAE]."""
+SOUND = ("audio_mae", "msm_mae", "m2d")
+"""Layouts of models of sound."""
+HEADS: Stems = {"fc_norm": ("fc_norm", ""), "head": ("head", "")}
+"""Meta's names of a classifier's last parts."""
+_DEAD = {
+    "decoder_cls_token": "our decoders take the encoder's CLS token",
+    "norm_stats": "read as audio.mean and audio.std",
+}
 _CLASSIFIER = ("head", "fc_norm", "fc", "classifier", "head_dist", "dist_token", "pre_logits", "encoder.head")
 """Beginnings of names of heads: labels of another data set."""
 
@@ -58,8 +66,9 @@ def stems_of(modality: str) -> Stems:
 def convert_branch(state: dict[str, Tensor], layout: str) -> Converted:
     """One branch in our terms; an image is a clip of one frame, so its kernel becomes ``[D, C, 1, rows, columns]``."""
     source = plain_names(state)
-    modality = "audio" if layout == "audio_mae" else "video"
-    join_attention(source)
+    modality = "audio" if layout in SOUND else "video"
+    if layout != "msm_mae":  # which has a setting here: key_bias
+        join_attention(source)
     _join_tables(source)
     _substitute(source, _WINDOWED)
     if layout == "image_mae":
@@ -71,9 +80,13 @@ def convert_branch(state: dict[str, Tensor], layout: str) -> Converted:
         source.tensors["decoder_embed.bias"] = weight.new_zeros(len(weight))
         source.made_of["decoder_embed.bias"] = ()
     stems = dict(stems_of(modality))
-    if layout == "audio_mae":
-        stems |= {"fc_norm": ("fc_norm", ""), "head": ("head", "")}
-    return settle(source, layout, stems, {"decoder_cls_token": "our decoders take the encoder's CLS token"})
+    if layout in SOUND:
+        stems |= HEADS
+    converted = settle(source, layout, stems, _DEAD)
+    if layout == "m2d":
+        mean, std = source.tensors["norm_stats"].double().flatten().tolist()
+        converted.statistics = (mean, std)
+    return converted
 
 
 def plain_names(state: dict[str, Tensor]) -> Source:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mavil.structs import UserError
+
 Stems = Mapping[str, tuple[str, str]]
 """Beginning of a foreign name (one or two components) to part and beginning of our name."""
 
 BLOCK_TENSOR = re.compile(
-    r"(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2|attn\.offset_bias\.fc[12])\.(weight|bias)|attn\.temperature"
+    r"(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2|attn\.offset_bias\.fc[12])\.(weight|bias)"
+    r"|attn\.(temperature|q_bias|v_bias)"
 )
 """What a block of ours has, global or windowed, behind ``blocks.0.``."""
 
@@ -26,12 +29,14 @@ class Converted:
         parts: ``{part: {our tensor name: tensor}}``; only what the file has.
         unused: tensors of the file without a place here, each with the reason.
         origin: ``part.name`` to the names in the file it was made of. With ``unused`` it accounts for every tensor.
+        statistics: mean and deviation of the log-mel values that the model was trained on, where the file holds them.
     """
 
     layout: str
     parts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     origin: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    statistics: tuple[float, float] | None = None
 
     def put(self, part: str, name: str, tensor: Tensor, *sources: str) -> None:
         """Add one tensor and where it comes from."""
@@ -86,6 +91,22 @@ def original(part: str, name: str, stems: Stems) -> str | None:
             rest = name.removeprefix(ours).removeprefix(".")
             return f"{stem}.{rest}" if rest else stem
     return None
+
+
+def renamed(parts: Mapping[str, Mapping[str, Tensor]], stems: Stems, project: str) -> dict[str, Tensor]:
+    """Our parts as one state dict in a project's names.
+
+    Raises:
+        UserError: a tensor that its model has no place for.
+    """
+    named: dict[str, Tensor] = {}
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            there = original(part, name, stems)
+            if there is None:
+                raise UserError(f"{part}.{name} has no name in {project}'s model: leave that part out")
+            named[there] = tensor
+    return named
 
 
 def fits_a_block(name: str) -> bool:

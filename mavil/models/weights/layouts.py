@@ -7,11 +7,15 @@ from torch import Tensor
 from mavil.models.weights.audiovisual import convert_cav_mae, convert_mavil
 from mavil.models.weights.branches import convert_branch, plain_names
 from mavil.models.weights.converted import Converted
+from mavil.models.weights.mae_ast import convert_mae_ast
 from mavil.structs import UserError
 
 LAYOUTS = {
     "image_mae": "image MAE or a plain ViT (3-channel 2-D patch kernel)",
     "audio_mae": "Audio-MAE (1-channel 2-D patch kernel)",
+    "msm_mae": "MSM-MAE (1-channel 2-D patch kernel, biases of query and value alone)",
+    "m2d": "M2D's MSM-MAE (1-channel 2-D patch kernel, norm_stats)",
+    "mae_ast": "MAE-AST (fairseq's names, post_extract_proj, batch_norm)",
     "mae_st": "MAE-ST (3-D patch kernel)",
     "video_mae": "VideoMAE (3-D patch kernel, biases of query and value alone)",
     "mavil": "MAViL (names ending in _v, blocks_av)",
@@ -20,11 +24,19 @@ LAYOUTS = {
 """Layouts that are known, and by what."""
 
 
-def convert(state: dict[str, Tensor], source: str = "the checkpoint") -> Converted:
-    """A foreign state dict in our parts and names; ``source`` names the file in messages.
+def convert(
+    state: dict[str, Tensor], source: str = "the checkpoint", patch: tuple[int, int] | None = None
+) -> Converted:
+    """A foreign state dict in our parts and names.
+
+    Args:
+        state: tensors by the names of their project.
+        source: names the file in messages.
+        patch: steps and mel bins of a patch, which MAE-AST's tensors do not tell; without it the patch kernel stays flat,
+            ``[D, P]``, until a model says how it is cut (:func:`mavil.models.weights.offers.fitted_kernel`).
 
     Raises:
-        UserError: its layout is not known.
+        UserError: its layout is not known, or it holds a part that nothing here computes.
     """
     layout = recognise(state)
     if layout is None:
@@ -35,6 +47,8 @@ def convert(state: dict[str, Tensor], source: str = "the checkpoint") -> Convert
         return convert_mavil(state)
     if layout == "cav_mae":
         return convert_cav_mae(state)
+    if layout == "mae_ast":
+        return convert_mae_ast(state, source, patch)
     return convert_branch(state, layout)
 
 
@@ -45,6 +59,9 @@ def recognise(state: dict[str, Tensor]) -> str | None:
         return "cav_mae"
     if "blocks_av" in stems or "patch_embed_v" in stems:
         return "mavil"
+    # Other models of fairseq have a post_extract_proj too; none a normalised spectrogram.
+    if {"post_extract_proj", "batch_norm"} <= stems and "encoder.layers.0.self_attn.q_proj.weight" in state:
+        return "mae_ast"
     tensors = plain_names(state).tensors
     kernel = tensors.get("patch_embed.proj.weight")
     if kernel is None or "blocks.0.norm1.weight" not in tensors:
@@ -52,7 +69,8 @@ def recognise(state: dict[str, Tensor]) -> str | None:
     has_partial_bias = "blocks.0.attn.q_bias" in tensors
     if kernel.dim() == 5:
         return "video_mae" if has_partial_bias or any(name.startswith("encoder.") for name in state) else "mae_st"
-    # MSM-MAE's one-channel files have partial biases too, but number their tokens mel band by mel band.
-    if kernel.dim() != 4 or has_partial_bias:
+    if kernel.dim() != 4:
         return None
-    return {1: "audio_mae", 3: "image_mae"}.get(kernel.shape[1])
+    if kernel.shape[1] == 1:
+        return "msm_mae" if has_partial_bias else "m2d" if "norm_stats" in tensors else "audio_mae"
+    return "image_mae" if kernel.shape[1] == 3 and not has_partial_bias else None

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mavil.models.weights.converted import Converted
+from mavil.models.weights.geometry import spectrogram_size
+from mavil.models.weights.key_bias import has_partial_bias, with_key_bias, without_key_bias
 from mavil.models.weights.layouts import LAYOUTS
 from mavil.models.weights.parts import tables_of
 from mavil.models.weights.positions import resize_positions
-from mavil.structs import MODALITIES, Modality, TokenGrid, UserError
+from mavil.structs import Modality, TokenGrid, UserError
 
-MEL_BINS = 128
-"""Of every spectrogram that Audio-MAE, MAViL and CAV-MAE were trained on [source]."""
+MEL_BINS = {"msm_mae": 80, "m2d": 80}
+"""Of the spectrograms that a project's models were trained on [source]; 128 where nothing is said."""
 PICTURE_SIDE = 224
 """Pixels of the pictures that MAE, MAE-ST, VideoMAE and MAViL were trained on [source]: a table's rows do not tell."""
-_MEL_FIRST = {"cav_mae"}
-_ORDERED = {"audio_mae", "mavil", "cav_mae"}
+_MEL_FIRST = {"cav_mae", "msm_mae", "m2d"}
+_ORDERED = {"audio_mae", "mae_ast", "mavil"} | _MEL_FIRST
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,16 @@ class Rules:
 
     kernel_inflation: str = "copy"
     decoders: bool = True
+    positions: str = "known"
+    allow_pickle: bool = False
 
 
 def offer_for(part: str, converted: Converted, target: Target, rules: Rules, source: str) -> Offer:
     """One part of a converted checkpoint for the same part of the model, or an image MAE's for either branch.
 
     Raises:
-        UserError: its audio tokens are numbered the other way, or the input reaches beyond its positions.
+        UserError: its audio tokens are numbered the other way, the input reaches beyond its positions, its LayerNorms stand
+            elsewhere, or its keys have a bias that the model's have not.
     """
     held_part = part if part in converted.parts else part.replace("audio_", "video_")
     tensors = dict(converted.parts[held_part])
@@ -102,8 +106,12 @@ def offer_for(part: str, converted: Converted, target: Target, rules: Rules, sou
         wanted = target.shapes[part].get("patch_embed.proj.weight")
         if kernel is not None and wanted is not None:
             offer.tensors["patch_embed.proj.weight"] = fitted_kernel(kernel, wanted, rules.kernel_inflation)
+        _check_norms(offer, target, source)
+    _fit_key_bias(offer, target, source)
     for name, its_modality in tables_of(part).items():
-        if name in offer.tensors and name in target.shapes[part]:
+        if rules.positions == "own":
+            offer.leave(name, "task.start.positions is own")
+        elif name in offer.tensors and name in target.shapes[part]:
             _fit_table(offer, name, its_modality, converted, target, source)
     if part.endswith("decoder"):
         _leave_what_does_not_fit(offer, target, rules)
@@ -114,81 +122,17 @@ def fitted_kernel(kernel: Tensor, wanted: tuple[int, ...], inflation: str) -> Te
     """A patch kernel for another input where a rule says how; otherwise as it is.
 
     A picture's ``[D, 3, 1, h, w]`` becomes that of a spectrogram, ``[D, 1, h, w]``, by a sum over colours [source Audio-MAE's
-    flag, CAV-MAE], and that of several frames by repetition [source AV-SUPERB copy], divided by their number with ``halve``.
+    flag, CAV-MAE], and that of several frames by repetition [source AV-SUPERB copy], divided by their number with ``halve``. A
+    flat one, ``[D, P]``, is cut as the model is.
     """
+    if kernel.dim() == 2:
+        return kernel.reshape(wanted) if math.prod(wanted) == kernel.numel() else kernel
     if kernel.dim() == 5 and kernel.shape[2] == 1:
         if len(wanted) == 4:
             return kernel.squeeze(2).sum(dim=1, keepdim=True)
         repeated = kernel.repeat(1, 1, wanted[2], 1, 1)
         return repeated / wanted[2] if inflation == "halve" else repeated
     return kernel
-
-
-def fusion_from_last_block(encoder: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Offer:
-    """Every fusion block a copy of an encoder's last block, its norms also for modalities that pass alone."""
-    depths = [int(match[1]) for name in encoder if (match := re.match(r"blocks\.(\d+)\.", name))]
-    offer = Offer("fusion", {}, absent="a block has none")
-    for name in shapes:
-        inside = re.fullmatch(r"(?:audio_|video_)?blocks\.\d+\.(?:alone_norms\.\w+\.)?(.+)", name)
-        held = f"blocks.{max(depths, default=0)}.{inside[1]}" if inside else ""
-        if held in encoder:
-            offer.tensors[name] = encoder[held]
-    return offer
-
-
-def cav_mae_from_image(converted: Converted, target: Target) -> Converted:
-    """An image MAE as a whole CAV-MAE [source CAV-MAE]: the first blocks to both branches, the rest to the fusion.
-
-    The final norm becomes every norm behind the fusion; the decoder is taken, its first rows of predictions for sound.
-
-    Raises:
-        UserError: the model's depths do not add up to the file's.
-    """
-    encoder, decoder = converted.parts["video_encoder"], converted.parts.get("video_decoder", {})
-    depth = 1 + max(int(match[1]) for name in encoder if (match := re.match(r"blocks\.(\d+)\.", name)))
-    depths = {part: _depth(target.shapes.get(part, {})) for part in ("audio_encoder", "video_encoder", "fusion")}
-    both = depths["video_encoder"]
-    if depths["audio_encoder"] != both or both + depths["fusion"] != depth:
-        raise UserError(
-            f"an image MAE of {depth} blocks becomes a whole model only if encoders and fusion share them, but they have "
-            f"{depths['audio_encoder']}, {both} and {depths['fusion']}: set audio.encoder.depth, video.encoder.depth, "
-            "fusion.depth, or start the branches with task.start.video and task.start.audio"
-        )
-    whole = Converted("image_mae", unused=dict(converted.unused))
-
-    def put(part: str, name: str, tensor: Tensor, held: str) -> None:
-        whole.put(part, name, tensor, *converted.origin[held])
-
-    for name, tensor in encoder.items():
-        block = re.match(r"blocks\.(\d+)\.(.+)", name)
-        held = f"video_encoder.{name}"
-        if block is not None and int(block[1]) >= both:
-            unified = f"blocks.{int(block[1]) - both}"
-            put("fusion", f"{unified}.{block[2]}", tensor, held)
-            if block[2].startswith("norm"):
-                for modality in MODALITIES:
-                    put("fusion", f"{unified}.alone_norms.{modality}.{block[2]}", tensor, held)
-        elif name.startswith("norm."):
-            for new in ("norm", *(f"alone_norms.{m}" for m in MODALITIES)):
-                put("fusion", name.replace("norm", new, 1), tensor, held)
-        elif name != "pos_embed":
-            put("audio_encoder", name, tensor, held)
-            put("video_encoder", name, tensor, held)
-        else:
-            put("video_encoder", name, tensor, held)
-    rows = math.prod(target.grids["audio"].patch)
-    for name, tensor in decoder.items():
-        held = f"video_decoder.{name}"
-        if name.startswith("pred."):
-            put("decoder", name.replace("pred", "preds.video", 1), tensor, held)
-            put("decoder", name.replace("pred", "preds.audio", 1), tensor[:rows], held)
-        else:
-            put("decoder", "video_pos_embed" if name == "pos_embed" else name, tensor, held)
-    return whole
-
-
-def _depth(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return len({match[1] for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))})
 
 
 def _check_order(modality: str, converted: Converted, target: Target, source: str) -> None:
@@ -203,6 +147,35 @@ def _check_order(modality: str, converted: Converted, target: Target, source: st
         )
 
 
+def _check_norms(offer: Offer, target: Target, source: str) -> None:
+    """The same names of blocks hold norms before attention and MLP, or behind them: only the stack's own norm tells."""
+    is_post = "input_norm.weight" in offer.tensors
+    if is_post != ("input_norm.weight" in target.shapes[offer.part]):
+        tower = offer.part.replace("_", ".")
+        kind, other = ("post", "pre") if is_post else ("pre", "post")
+        raise UserError(f"{source}: its blocks are {kind}-norm, but {tower}.norm is {other}: set {tower}.norm={kind}")
+
+
+def _fit_key_bias(offer: Offer, target: Target, source: str) -> None:
+    """Biases in the form the model has them; an encoder's that cannot be brought there are refused, a decoder's are left."""
+    is_partial = has_partial_bias(target.shapes[offer.part])
+    if is_partial == has_partial_bias(offer.tensors):
+        return
+    try:
+        fitted = without_key_bias(offer.tensors) if is_partial else with_key_bias(offer.tensors)
+    except ValueError as error:
+        tower = offer.part.replace("_", ".")
+        reason = f"{error}, but {tower}.key_bias is false: set {tower}.key_bias=true"
+        if offer.part.endswith("_encoder"):
+            raise UserError(f"{source}: {reason}") from error
+        return offer.leave_all(reason)
+    for name in fitted.keys() - offer.tensors.keys():
+        prefix = name.rpartition("attn.")[0]
+        sources = [f"{prefix}attn.{which}" for which in ("q_bias", "v_bias", "qkv.bias")]
+        offer.made_of[name] = tuple(dict.fromkeys(s for n in sources for s in offer.made_of.get(n, ())))
+    offer.tensors = fitted
+
+
 def _fit_table(offer: Offer, name: str, modality: Modality, converted: Converted, target: Target, source: str) -> None:
     """A position table of the file for the model's grid, or the reason why the model's own is kept."""
     grid, part = target.grids[modality], offer.part
@@ -215,13 +188,13 @@ def _fit_table(offer: Offer, name: str, modality: Modality, converted: Converted
             return offer.leave(name, "positions of a picture")
         if grid.cells[0] > 1 and not (target.tiled or f"{part}.{name}" in target.learned):
             return offer.leave(name, "positions of one picture; the model's own are computed with the time (sincos_3d)")
-    cells = _cells(converted, modality, codes.shape[1], grid)
-    if cells is None:
+    held = _held_grid(converted, modality, codes.shape[1], grid)
+    if held is None:
         return offer.leave(name, f"its {codes.shape[1]} positions fit no grid known here")
     if converted.layout == "image_mae":
-        codes, cells = codes.repeat(1, grid.cells[0], 1), (grid.cells[0], *cells[1:])
+        codes, held = codes.repeat(1, grid.cells[0], 1), replace(held, cells=(grid.cells[0], *held.cells[1:]))
     try:
-        codes = resize_positions(codes, TokenGrid(cells, grid.patch, grid.channels, grid.axes), grid)
+        codes = resize_positions(codes, held, grid)
     except ValueError as error:
         raise UserError(f"{source}: {part}.{name} does not fit: {error} ({_size_settings(modality)})") from error
     # A table without a row for CLS gets a zero one, as fixed tables have [source MAE].
@@ -230,25 +203,29 @@ def _fit_table(offer: Offer, name: str, modality: Modality, converted: Converted
     return None
 
 
-def _cells(converted: Converted, modality: Modality, num_tokens: int, grid: TokenGrid) -> tuple[int, ...] | None:
+def _held_grid(converted: Converted, modality: Modality, num_tokens: int, grid: TokenGrid) -> TokenGrid | None:
     """The grid of a file's table: what its project is known to use, else what the model's grid makes of it."""
+    if num_tokens == grid.num_tokens and (modality == "audio" or converted.layout not in ("image_mae", "cav_mae")):
+        return grid
     if modality == "audio":
-        mel_axis = 0 if grid.axes == (1, 0) else 1
-        if num_tokens == grid.num_tokens:
-            return grid.cells
-        bands = max(1, MEL_BINS // grid.patch[mel_axis])
-        times = num_tokens // bands
-        return None if num_tokens % bands else ((bands, times) if mel_axis == 0 else (times, bands))
+        mel_bins = MEL_BINS.get(converted.layout, 128)
+        is_mel_first = grid.axes == (1, 0)
+        steps, bins = grid.patch[::-1] if is_mel_first else grid.patch
+        size = spectrogram_size(num_tokens, (steps, bins), mel_bins)
+        if size is None:
+            return None
+        held = TokenGrid.of((size[0], mel_bins), (steps, bins), grid.channels, size[1])
+        return held.reordered((1, 0)) if is_mel_first else held
     if converted.layout in ("image_mae", "cav_mae"):
         side = math.isqrt(num_tokens)
-        return (1, side, side) if side * side == num_tokens else None
-    if num_tokens == grid.num_tokens:
-        return grid.cells
+        return replace(grid, cells=(1, side, side)) if side * side == num_tokens else None
     sides: list[tuple[int, int]] = [
         (PICTURE_SIDE // grid.patch[1], PICTURE_SIDE // grid.patch[2]),
         (grid.cells[1], grid.cells[2]),
     ]
-    return next(((num_tokens // (h * w), h, w) for h, w in sides if h * w and num_tokens % (h * w) == 0), None)
+    fitting = ((num_tokens // (h * w), h, w) for h, w in sides if h * w and num_tokens % (h * w) == 0)
+    cells = next(fitting, None)
+    return None if cells is None else replace(grid, cells=cells)
 
 
 def _size_settings(modality: Modality) -> str:
@@ -268,7 +245,7 @@ def _leave_what_does_not_fit(offer: Offer, target: Target, rules: Rules) -> None
     wanted_core = {n: shape for n, shape in wanted.items() if not _is_free(n)}
     if core != wanted_core:
         return offer.leave_all(_difference(core, wanted_core))
-    for name in [n for n in offer.tensors if n.startswith(("pred.", "preds."))]:
+    for name in [n for n in offer.tensors if n.startswith(("pred.", "preds.", "discriminate."))]:
         if name in wanted and tuple(offer.tensors[name].shape) != wanted[name]:
             held_rows, rows = len(offer.tensors[name]), wanted[name][0]
             offer.leave(name, f"predicts {held_rows} values per token, the model {rows}")
@@ -277,7 +254,7 @@ def _leave_what_does_not_fit(offer: Offer, target: Target, rules: Rules) -> None
 
 def _is_free(name: str) -> bool:
     """What a decoder may lack or have otherwise: predictions, positions, modality vectors."""
-    return name.startswith(("pred.", "preds.")) or name.endswith(("pos_embed", "modality_embed"))
+    return name.startswith(("pred.", "preds.", "discriminate.")) or name.endswith(("pos_embed", "modality_embed"))
 
 
 def _difference(held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:

@@ -18,12 +18,13 @@ def load_parts(
     weights: Mapping[str, Mapping[str, Tensor]],
     source: str,
     grids: Grids | None = None,
+    own_positions: bool = False,
 ) -> None:
     """Load each named part from a checkpoint's ``weights``; parts that only the checkpoint has are left there.
 
     With ``grids`` the input may have another size than there. A fixed position table is then the model's own, computed for
     the new size; a learned one, or a fixed one that was taken from another project, keeps the codes of the positions it
-    knows, see :func:`resize_positions`.
+    knows, see :func:`resize_positions`; with ``own_positions`` every fixed table of another size is the model's own.
 
     Raises:
         UserError: a part is not in the checkpoint, its tensors have other names or shapes, or the input reaches beyond the
@@ -40,8 +41,11 @@ def load_parts(
         tensors = dict(weights[name])
         for key, modality in tables_of(name).items():
             if grids and modality in grids and key in tensors and key in wanted:
-                tensors[key] = _fitted(
-                    f"{name}.{key}", tensors[key], wanted[key], grids[modality], key in learned, source
+                keeps_own = own_positions and key not in learned and grids[modality][0] != grids[modality][1]
+                tensors[key] = (
+                    wanted[key]
+                    if keeps_own
+                    else _fitted(f"{name}.{key}", tensors[key], wanted[key], grids[modality], key in learned, source)
                 )
         _check_same_tensors(name, wanted, tensors, source)
         module.load_state_dict(tensors)

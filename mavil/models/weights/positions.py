@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -25,14 +27,13 @@ def resize_positions(table: Tensor, held: TokenGrid, wanted: TokenGrid) -> Tenso
         raise ValueError(f"a table of {table.shape[1]} rows is none for a grid of {held.cells} cells")
     prefix, codes = table[:, :num_prefix], table[0, num_prefix:]
     spread = in_order_of_input(codes.T.reshape(-1, *held.cells), held)  # [D, *cells]
-    old, new = _by_input_axis(held), _by_input_axis(wanted)
-    for axis, ((cells, patch), (new_cells, new_patch)) in enumerate(zip(old, new, strict=True)):
-        if new_cells * new_patch > cells * patch:
+    for axis, (old, new) in enumerate(zip(_by_input_axis(held), _by_input_axis(wanted), strict=True)):
+        if new.length > old.length:
             raise ValueError(
-                f"positions are known for {cells * patch} along axis {axis} of the input, but it is {new_cells * new_patch} "
-                "long: shorten the input, or use a fixed table, which is computed for any length"
+                f"positions are known for {old.length} along axis {axis} of the input, but it is {new.length} long: shorten "
+                "the input, or use a fixed table, which is computed for any length"
             )
-        spread = _resampled(spread, 1 + axis, patch, new_cells, new_patch)
+        spread = _resampled(spread, 1 + axis, old, new)
     if wanted.axes is not None:
         spread = spread.permute(0, *(1 + axis for axis in wanted.axes))
     return torch.cat([prefix, spread.flatten(1).T[None]], dim=1)
@@ -43,29 +44,42 @@ def agree_where_both_know(table: Tensor, held: TokenGrid, other: Tensor, wanted:
 
     Cells of different size are never the same.
     """
-    if held.patch != wanted.patch or held.axes != wanted.axes:
+    if (held.patch, held.stride, held.axes) != (wanted.patch, wanted.stride, wanted.axes):
         return False
-    shared = TokenGrid(
-        tuple(min(a, b) for a, b in zip(held.cells, wanted.cells, strict=True)), held.patch, held.channels, held.axes
-    )
+    cells = tuple(min(a, b) for a, b in zip(held.cells, wanted.cells, strict=True))
+    shared = TokenGrid(cells, held.patch, held.channels, held.axes, held.stride)
     first, second = resize_positions(table, held, shared), resize_positions(other, wanted, shared)
     # Tables are float32 of float64 sines, perhaps of another library.
     return first.shape == second.shape and torch.allclose(first.float(), second.float(), atol=1e-5, rtol=0)
 
 
-def _by_input_axis(grid: TokenGrid) -> list[tuple[int, int]]:
-    """Cells and patch per axis of the input."""
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of the input: cells, the size of a patch, and from one to the next."""
+
+    cells: int
+    patch: int
+    stride: int
+
+    @property
+    def length(self) -> int:
+        """Of the input, up to the end of the last patch."""
+        return (self.cells - 1) * self.stride + self.patch
+
+
+def _by_input_axis(grid: TokenGrid) -> list[_Axis]:
     order = grid.axes or tuple(range(len(grid.cells)))
-    pairs = list(zip(grid.cells, grid.patch, strict=True))
-    return [pairs[order.index(axis)] for axis in range(len(pairs))]
+    axes = [_Axis(*of) for of in zip(grid.cells, grid.patch, grid.stride or grid.patch, strict=True)]
+    return [axes[order.index(axis)] for axis in range(len(axes))]
 
 
-def _resampled(spread: Tensor, axis: int, patch: int, new_cells: int, new_patch: int) -> Tensor:
+def _resampled(spread: Tensor, axis: int, old: _Axis, new: _Axis) -> Tensor:
     """Linear interpolation along one axis at the centres of new cells, measured in old cells."""
-    if patch == new_patch:
-        return spread.narrow(axis, 0, new_cells)
+    if (old.patch, old.stride) == (new.patch, new.stride):
+        return spread.narrow(axis, 0, new.cells)
     last = spread.shape[axis] - 1
-    centres = ((torch.arange(new_cells, dtype=torch.float64) + 0.5) * new_patch / patch - 0.5).clamp(0, last)
+    centres = torch.arange(new.cells, dtype=torch.float64) * new.stride + (new.patch - old.patch) / 2
+    centres = (centres / old.stride).clamp(0, last)
     below = centres.floor().long()
     share = (centres - below).to(spread.dtype).reshape(-1, *[1] * (spread.dim() - 1 - axis)).to(spread.device)
     low, high = (spread.index_select(axis, ids.to(spread.device)) for ids in (below, (below + 1).clamp(max=last)))

@@ -43,15 +43,16 @@ class StartReport:
         for name, part in self.parts.items():
             total = len(part.loaded) + len(part.missing)
             lines.append(f"{name}: {len(part.loaded)} of {total} tensors from {part.source}")
-            lines += [f"  as made here: {text}" for text in _by_reason(part.missing)]
-            lines += [f"  not taken: {text}" for text in _by_reason(part.extra)]
+            lines += [f"  as made here: {text}" for text in by_reason(part.missing)]
+            lines += [f"  not taken: {text}" for text in by_reason(part.extra)]
         lines += [f"{name}: as made here, no file fills it" for name in self.untouched]
         for source, unused in self.unused.items():
-            lines += [f"{source}: not used: {text}" for text in _by_reason(unused)]
+            lines += [f"{source}: not used: {text}" for text in by_reason(unused)]
         return lines
 
 
-def _by_reason(names: Mapping[str, str]) -> Iterable[str]:
+def by_reason(names: Mapping[str, str]) -> Iterable[str]:
+    """Names that share a reason in one text, ``a, b (reason)``."""
     reasons: dict[str, list[str]] = {}
     for name, reason in names.items():
         reasons.setdefault(reason, []).append(name)

@@ -9,16 +9,11 @@ from torch import Tensor, nn
 
 from mavil.models.weights.converted import Converted
 from mavil.models.weights.layouts import LAYOUTS, convert
-from mavil.models.weights.offers import (
-    Offer,
-    Rules,
-    Target,
-    cav_mae_from_image,
-    fusion_from_last_block,
-    offer_for,
-)
-from mavil.models.weights.reading import read_checkpoint
+from mavil.models.weights.offers import Offer, Rules, Target, offer_for
+from mavil.models.weights.reading import read_file
 from mavil.models.weights.report import PartReport, StartReport
+from mavil.models.weights.spreading import cav_mae_from_image, fusion_from_last_block
+from mavil.models.weights.told import told_by
 from mavil.structs import MODALITIES, Modality, UserError
 
 Parts = dict[str, dict[str, Tensor]]
@@ -32,6 +27,8 @@ def start_parts(
     kernel_inflation: str = "copy",
     decoders: bool = True,
     fusion: str = "last_block",
+    positions: str = "known",
+    allow_pickle: bool = False,
 ) -> tuple[Parts, StartReport]:
     """Tensors for the parts of a model from other projects' files, and what was taken and what not.
 
@@ -39,7 +36,7 @@ def start_parts(
         target: the model.
         audio, video: checkpoint files for one branch each; an image MAE fits both.
         model: a file for everything: MAViL, CAV-MAE, or an image MAE by CAV-MAE's rule. Excludes the other two.
-        kernel_inflation, decoders, fusion: as in the settings ``task.start``.
+        kernel_inflation, decoders, fusion, positions, allow_pickle: as in the settings ``task.start``.
 
     Returns:
         Tensors by part, each in its tensor's shape; tensors that are not among them stay as they are. See :func:`load_start`.
@@ -48,7 +45,7 @@ def start_parts(
         UserError: a file cannot be read or is of an unknown layout, has nothing for what it is given for, or a tensor has
             another shape than the model's.
     """
-    rules = Rules(kernel_inflation, decoders)
+    rules = Rules(kernel_inflation, decoders, positions, allow_pickle)
     parts: Parts = {}
     report = StartReport()
     if model is not None:
@@ -77,14 +74,18 @@ def load_start(parts: Mapping[str, nn.Module], tensors: Mapping[str, Mapping[str
 def _start_branch(
     modality: Modality, path: str, target: Target, rules: Rules, parts: Parts, report: StartReport
 ) -> None:
-    converted = convert(read_checkpoint(path), path)
+    converted = _converted(path, rules)
     encoder = f"{modality}_encoder"
     if encoder not in target.shapes:
         raise UserError(f"task.start.{modality} is {path}, but the model has no {modality} branch: leave it out")
     if encoder not in converted.parts and converted.layout != "image_mae":
         raise UserError(
             f"task.start.{modality}: {path} is {_named(converted)}, which has no {modality} branch: give "
-            + ("Audio-MAE or an image MAE" if modality == "audio" else "an image MAE, MAE-ST or VideoMAE")
+            + (
+                "Audio-MAE, MSM-MAE, MAE-AST or an image MAE"
+                if modality == "audio"
+                else "an image MAE, MAE-ST or VideoMAE"
+            )
         )
     offers = []
     left = dict(converted.unused)
@@ -99,7 +100,7 @@ def _start_branch(
 
 
 def _start_whole(path: str, target: Target, rules: Rules, parts: Parts, report: StartReport) -> None:
-    converted = convert(read_checkpoint(path), path)
+    converted = _converted(path, rules)
     if converted.layout == "image_mae":
         converted = cav_mae_from_image(converted, target)
     elif converted.layout not in ("mavil", "cav_mae"):
@@ -114,6 +115,11 @@ def _start_whole(path: str, target: Target, rules: Rules, parts: Parts, report: 
         else:
             left |= _all_of(part, tensors, converted, f"the model has no {part}")
     _settle(path, converted, offers, left, target, parts, report)
+
+
+def _converted(path: str, rules: Rules) -> Converted:
+    file = read_file(path, rules.allow_pickle)
+    return convert(file.tensors, path, told_by(file.settings, path).patch)
 
 
 def _start_fusion(

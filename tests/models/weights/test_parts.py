@@ -87,7 +87,7 @@ def test_a_learned_table_keeps_the_codes_it_knows() -> None:
     weights["audio_encoder"]["pos_embed"] = torch.randn(1, 9, 32)
     parts = encoders_of(here)
     load_parts(parts, weights, "runs/a", grids_of(there, here))
-    assert torch.equal(parts["audio_encoder"].pos_embed, weights["audio_encoder"]["pos_embed"][:, :5])
+    assert torch.equal(parts["audio_encoder"].state_dict()["pos_embed"], weights["audio_encoder"]["pos_embed"][:, :5])
     longer = recipe_with("audio", trained_positions=True, num_steps=128)
     with pytest.raises(UserError, match=r"runs/a: audio_encoder\.pos_embed does not fit: positions are known for 64"):
         load_parts(encoders_of(longer), weights, "runs/a", grids_of(there, longer))
@@ -109,7 +109,23 @@ def test_a_table_taken_from_another_project_is_cut_not_recomputed() -> None:
     weights["audio_encoder"]["pos_embed"] = foreign
     parts = encoders_of(here)
     load_parts(parts, weights, "runs/a", grids_of(there, here))
-    assert torch.equal(parts["audio_encoder"].pos_embed, foreign[:, :5])
+    assert torch.equal(parts["audio_encoder"].state_dict()["pos_embed"], foreign[:, :5])
+
+
+def test_audio_maes_scrambled_table_is_cut_or_scrambled_anew() -> None:
+    there, here = (recipe_with("audio", positions="transposed_2d", num_steps=steps) for steps in (64, 32))
+    weights, kept, own = weights_of_a_run(there), encoders_of(here), encoders_of(here)
+    table = weights["audio_encoder"]["pos_embed"]
+    load_parts(kept, weights, "runs/a", grids_of(there, here))
+    assert torch.equal(kept["audio_encoder"].state_dict()["pos_embed"], table[:, :5])
+    load_parts(own, weights, "runs/a", grids_of(there, here), own_positions=True)
+    # Rows of its table are bands, columns are steps: of 2 x 4 the first two columns stay.
+    columns = table[:, 1:].reshape(1, 2, 4, 32)[:, :, :2].flatten(1, 2)
+    torch.testing.assert_close(own["audio_encoder"].state_dict()["pos_embed"][:, 1:], columns, rtol=0, atol=1e-6)
+    # Nothing to compute anew: what the weights were trained with counts.
+    weights["audio_encoder"]["pos_embed"] = table + 1e-6
+    load_parts(parts := encoders_of(there), weights, "runs/a", grids_of(there, there), own_positions=True)
+    assert torch.equal(parts["audio_encoder"].state_dict()["pos_embed"], table + 1e-6)
 
 
 def test_the_same_grid_takes_the_table_as_it_is() -> None:
@@ -119,7 +135,7 @@ def test_the_same_grid_takes_the_table_as_it_is() -> None:
     weights["video_encoder"]["pos_embed"] = weights["video_encoder"]["pos_embed"] + 1e-6
     parts = encoders_of(recipe)
     load_parts(parts, weights, "runs/a", grids_of(recipe, recipe))
-    assert torch.equal(parts["video_encoder"].pos_embed, weights["video_encoder"]["pos_embed"])
+    assert torch.equal(parts["video_encoder"].state_dict()["pos_embed"], weights["video_encoder"]["pos_embed"])
 
 
 def test_more_frames_with_a_joint_decoder() -> None:

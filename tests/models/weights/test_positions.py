@@ -99,3 +99,22 @@ def test_agreement_is_told_by_the_cells_that_both_have() -> None:
     # Audio-MAE's table is that of a grid laid out the other way [source].
     scrambled = position_table(TokenGrid((2, 6), (16, 16), 1), 32, "sincos_2d")
     assert not agree_where_both_know(scrambled, long, tables[short], short)
+
+
+def test_overlapping_patches_lie_between_those_side_by_side() -> None:
+    """Codes that are the middle of their patch, in steps and in mel bins: the middle of every other patch comes out."""
+    side, over = TokenGrid.of((96, 32), (16, 16), 1), TokenGrid.of((96, 32), (16, 16), 1, (10, 10))
+
+    def middles(grid: TokenGrid) -> torch.Tensor:
+        stride = grid.stride or grid.patch
+        ticks = [torch.arange(c) * float(d) + 8 for c, d in zip(grid.cells, stride, strict=True)]
+        return torch.cartesian_prod(*ticks)[None]
+
+    assert middles(over)[0, -1].tolist() == [88.0, 18.0]
+    torch.testing.assert_close(resize_positions(middles(side), side, over), middles(over))
+    within = TokenGrid.of((80, 16), (16, 16), 1)
+    torch.testing.assert_close(resize_positions(middles(over), over, within), middles(within))
+    shorter = TokenGrid.of((64, 32), (16, 16), 1, (10, 10))
+    assert torch.equal(resize_positions(middles(over), over, shorter), middles(shorter))
+    with pytest.raises(ValueError, match="known for 56 along axis 0 of the input, but it is 96"):
+        resize_positions(middles(shorter), shorter, side)
