@@ -37,9 +37,10 @@ def assemble(
     compute: Compute,
     frozen: tuple[str, ...] = (),
     seed: int = 0,
+    fixed: Mapping[str, Tensor] | None = None,
 ) -> Content:
-    """Weights, inputs, float32 numbers with gradients, and the same from float64 under ``in_float64``."""
-    state = plain.random_state(shapes, seed)
+    """Weights (random, or ``fixed``), inputs, float32 numbers with gradients, and the same from float64 under ``in_float64``."""
+    state = plain.random_state(shapes, seed) | dict(fixed or {})
     leaves = {name: value.clone().requires_grad_(name not in frozen) for name, value in state.items()}
     with torch.no_grad():
         doubles = compute({n: v.double() for n, v in state.items()}, {n: v.double() for n, v in inputs.items()})
@@ -197,7 +198,7 @@ def image_mae() -> Content:
 
 
 def audio_mae_pretraining(mode: int) -> Content:
-    """128 x 64 spectrograms; ``mode`` 1 is the windowed decoder, on 8 x 4 cells."""
+    """96 x 64 spectrograms in 12 x 8 cells: the windows of the decoder of ``mode`` 1 are several along both axes."""
     c: Content = {
         "embed_dim": 16,
         "num_heads": 4,
@@ -207,18 +208,18 @@ def audio_mae_pretraining(mode: int) -> Content:
         "decoder_depth": 2,
         "decoder_num_heads": 3,
         "decoder_mode": mode,
-        "input": [128, 64],
-        "patch": [16, 16],
+        "input": [96, 64],
+        "patch": [8, 8],
         "layer_norm_eps": 1e-6,
     }
-    inputs = random_inputs({"fbank": (2, 1, 128, 64), "noise": (2, 32), "noise_t": (2, 8), "noise_f": (2, 4)})
+    inputs = random_inputs({"fbank": (2, 1, 96, 64), "noise": (2, 96), "noise_t": (2, 12), "noise_f": (2, 8)})
 
     def compute(w: plain.State, v: Mapping[str, Tensor]) -> Content:
         def step(view: tuple[Tensor, Tensor, Tensor]) -> Content:
-            return autoencoder_step(v["fbank"], view, w, c, (16, 16), (8, 4))
+            return autoencoder_step(v["fbank"], view, w, c, (8, 8), (12, 8))
 
-        first = step(plain.keep_smallest(v["noise"], int(32 * 0.3)))
-        second = step(plain.keep_rows([v["noise_t"], v["noise_f"]], [int(8 * 0.4), int(4 * 0.8)]))
+        first = step(plain.keep_smallest(v["noise"], int(96 * 0.3)))
+        second = step(plain.keep_rows([v["noise_t"], v["noise_f"]], [int(12 * 0.4), int(8 * 0.8)]))
         apart = {"latent", "grad_norms", "loss_raw_pixels", "target_raw", "target_raw_token_index"}
         kept = {name: second[name] for name in second if name not in apart}
         del first["latent_mean"], first["latent_shape"]
@@ -227,13 +228,15 @@ def audio_mae_pretraining(mode: int) -> Content:
             "pretrain_2d": {"mask_t_prob": 0.6, "mask_f_prob": 0.2, **kept},
         }
 
-    shapes = autoencoder_shapes(c, (1, 16, 16), 32, 256)
+    shapes = autoencoder_shapes(c, (1, 8, 8), 96, 64)
     if mode == 1:
         for i in range(2):
             shapes[f"decoder_blocks.{i}.attn.tau"] = (3,)
             shapes |= plain.linear_shapes(f"decoder_blocks.{i}.attn.meta_mlp.fc1", 2, 384)
             shapes |= plain.linear_shapes(f"decoder_blocks.{i}.attn.meta_mlp.fc2", 384, 3)
-    return assemble(c, shapes, inputs, compute, frozen=("pos_embed", "decoder_pos_embed"))
+    # Of the grid with exchanged axes: 8 x 12 instead of 12 x 8.
+    tables = {"pos_embed": plain.table_2d(8, 12, 16)[None], "decoder_pos_embed": plain.table_2d(8, 12, 24)[None]}
+    return assemble(c, shapes, inputs, compute, frozen=("pos_embed", "decoder_pos_embed"), fixed=tables)
 
 
 def audio_mae_finetuning() -> Content:
@@ -273,4 +276,13 @@ def audio_mae_finetuning() -> Content:
         **plain.norm_shapes("fc_norm", 16),
         **plain.linear_shapes("head", 16, 7),
     }
-    return assemble(c, shapes, inputs, compute, frozen=("pos_embed",))
+    content = assemble(c, shapes, inputs, compute, frozen=("pos_embed",))
+    # The two blocks are ids 1 and 2, what stands before them 0, what comes after them 3. CLS and vectors are not decayed.
+    ids = {"cls_token": 0, "patch_embed": 0, "blocks.0": 1, "blocks.1": 2, "fc_norm": 3, "head": 3}
+    scales = {
+        name: [0.8 ** (3 - i), 0.05 if len(shape) > 1 and name != "cls_token" else 0.0]
+        for name, shape in shapes.items()
+        for start, i in ids.items()
+        if name.startswith(start)
+    }
+    return {**content, "lr_scale": scales, "lr_scale_settings": {"layer_decay": 0.8, "weight_decay": 0.05}}

@@ -23,6 +23,9 @@ def wave(seconds: float, channels: int = 1) -> Tensor:
     return 0.3 * torch.rand(channels, int(16000 * seconds), generator=generator) - 0.1
 
 
+OTHER = wave(0.2).flip(1).square()
+
+
 def fbank(waveform: Tensor) -> Tensor:
     """``[1, L]`` to ``[S, BINS]``, the mean of the wave taken off."""
     return kaldi.fbank(
@@ -35,6 +38,15 @@ def fbank(waveform: Tensor) -> Tensor:
         dither=0.0,
         frame_shift=10,
     )
+
+
+def mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Both centred, the second cut or padded to the first, and centred again."""
+    parts = [one[0] - one.mean() for one in (first, second)]
+    sound = (
+        share * parts[0] + (1 - share) * F.pad(parts[1], (0, max(0, len(parts[0]) - len(parts[1]))))[: len(parts[0])]
+    )
+    return (sound - sound.mean())[None]
 
 
 def fitted(values: Tensor, length: int) -> Tensor:
@@ -50,7 +62,9 @@ def cav_mae() -> Content:
     image = (resized[:, 6:38].permute(2, 0, 1) / 255 - MEAN[:, None, None]) / STD[:, None, None]
     return {
         **{"mean": -4.0, "std": 3.0, "target_length": 64, "cut_length": 20, "n_real_frames": len(log_mel)},
-        "waveform": sound,
+        **{"waveform": sound, "waveform2": OTHER, "mix_lambda": 0.3},
+        "fbank_mix_unnormalised": fitted(fbank(mixed(sound, OTHER, 0.3)), 64),
+        "fbank_mix_swapped_unnormalised": fitted(fbank(mixed(OTHER, sound, 0.3)), 64),
         "fbank_padded_unnormalised": fitted(log_mel, 64),
         "fbank": (fitted(log_mel, 64) + 4.0) / 3.0,
         "fbank_cut": (log_mel[:20] + 4.0) / 3.0,
@@ -94,25 +108,15 @@ def mavil() -> Content:
         "dim": 32,
         "grid": 2,
         "t": 3,
-        "table_2d_rect": table_2d(3, 5, 32),
+        "table_2d_rect": plain.table_2d(3, 5, 32),
         "rect": [3, 5],
     }
     return {"audio": audio, "video": {"enlarged": case}, "position_tables": tables}
 
 
-def codes(place: int, width: int) -> list[float]:
-    angles = [place / 10000 ** (k / (width / 2)) for k in range(width // 2)]
-    return [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-
-
-def table_2d(rows: int, columns: int, width: int) -> Tensor:
-    cells = [codes(c, width // 2) + codes(r, width // 2) for r in range(rows) for c in range(columns)]
-    return torch.tensor([[0.0] * width, *cells])
-
-
 def table_3d(times: int, side: int, width: int) -> Tensor:
-    flat = table_2d(side, side, width - width // 4)[1:].tolist()
-    return torch.tensor([[0.0] * width, *(codes(t, width // 4) + cell for t in range(times) for cell in flat)])
+    flat = plain.table_2d(side, side, width - width // 4)[1:].tolist()
+    return torch.tensor([[0.0] * width, *(plain.codes(t, width // 4) + cell for t in range(times) for cell in flat)])
 
 
 def audio_mae() -> Content:
@@ -125,6 +129,7 @@ def audio_mae() -> Content:
     ]
     return {
         **{"waveform": wave(0.3), "n_real_frames": len(log_mel), "logmel": log_mel},
+        **{"waveform2": OTHER, "mix_lambda": 0.3, "logmel_mix": fbank(mixed(wave(0.3), OTHER, 0.3))},
         "speech": {
             "mean": -6.0,
             "std": 5.0,

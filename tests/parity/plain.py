@@ -62,17 +62,57 @@ def mlp(x: Tensor, w: State, name: str) -> Tensor:
 
 
 def attention(x: Tensor, w: State, name: str, heads: int) -> Tensor:
-    batch, count, width = x.shape
-    parts = linear(x, w, f"{name}.qkv").chunk(3, dim=-1)
-    query, key, value = (part.view(batch, count, heads, width // heads).transpose(1, 2) for part in parts)
-    shares = (query @ key.transpose(-1, -2) / math.sqrt(width // heads)).softmax(-1)
-    return linear((shares @ value).transpose(1, 2).reshape(batch, count, width), w, f"{name}.proj")
+    """Biases of query and value alone where the names say so."""
+    if f"{name}.qkv.bias" in w:
+        joined = linear(x, w, f"{name}.qkv")
+    else:
+        bias = torch.cat([w[f"{name}.q_bias"], torch.zeros_like(w[f"{name}.q_bias"]), w[f"{name}.v_bias"]])
+        joined = x @ w[f"{name}.qkv.weight"].T + bias
+    query, key, value = joined.chunk(3, dim=-1)
+    return linear(attend(query, key, value, heads), w, f"{name}.proj")
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, hidden: Tensor | None = None) -> Tensor:
+    """``[B, N, D]`` each; keys that are ``hidden`` ``[B, N]`` get no share."""
+    batch, count, width = query.shape
+    split = (part.view(batch, count, heads, width // heads).transpose(1, 2) for part in (query, key, value))
+    queries, keys, values = split
+    logits = queries @ keys.transpose(-1, -2) / math.sqrt(width // heads)
+    if hidden is not None:
+        logits = logits.masked_fill(hidden[:, None, None], -torch.inf)
+    return (logits.softmax(-1) @ values).transpose(1, 2).reshape(batch, count, width)
 
 
 def block(x: Tensor, w: State, name: str, heads: int, eps: float, suffix: str = "") -> Tensor:
     """Pre-norm; ``suffix`` chooses CAV-MAE's norms of one modality."""
     x = x + attention(norm(x, w, f"{name}.norm1{suffix}", eps), w, f"{name}.attn", heads)
     return x + mlp(norm(x, w, f"{name}.norm2{suffix}", eps), w, f"{name}.mlp")
+
+
+def fairseq_block(x: Tensor, w: State, name: str, heads: int, eps: float, hidden: Tensor | None = None) -> Tensor:
+    """Post-norm, with fairseq's names of one layer."""
+    query, key, value = (linear(x, w, f"{name}.self_attn.{which}_proj") for which in "qkv")
+    mixed = linear(attend(query, key, value, heads, hidden), w, f"{name}.self_attn.out_proj")
+    x = norm(x + mixed, w, f"{name}.self_attn_layer_norm", eps)
+    return norm(x + mlp(x, w, name), w, f"{name}.final_layer_norm", eps)
+
+
+def interleaved(count: int, width: int) -> Tensor:
+    """``[1, count, width]``: sine and cosine in turn."""
+    codes = [
+        [f(i / 10000 ** (2 * k / width)) for k in range(width // 2) for f in (math.sin, math.cos)] for i in range(count)
+    ]
+    return torch.tensor([codes])
+
+
+def codes(place: int, width: int) -> list[float]:
+    angles = [place / 10000 ** (k / (width / 2)) for k in range(width // 2)]
+    return [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+
+
+def table_2d(rows: int, columns: int, width: int) -> Tensor:
+    cells = [codes(c, width // 2) + codes(r, width // 2) for r in range(rows) for c in range(columns)]
+    return torch.tensor([[0.0] * width, *cells])
 
 
 def keep_smallest(noise: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parity import cav_mae_fixtures, fixtures, front_end_fixtures, mavil_fixtures
+from tests.parity import cav_mae_fixtures, fixtures, front_end_fixtures, mavil_fixtures, plain, sound_fixtures
 from tests.tools.conftest import Tool
 from tools.parity.checks import Row
 from tools.parity.fixture import Fixture
@@ -26,6 +26,10 @@ WRITERS: dict[str, Callable[[], fixtures.Content]] = {
     "audio_mae_global": functools.partial(fixtures.audio_mae_pretraining, 0),
     "audio_mae_windowed": functools.partial(fixtures.audio_mae_pretraining, 1),
     "audio_mae_finetuning": fixtures.audio_mae_finetuning,
+    "msm_mae": sound_fixtures.msm_mae,
+    "msm_mae_no_cls": functools.partial(sound_fixtures.msm_mae, False, "2d", True),
+    "mae_ast_patch": sound_fixtures.mae_ast,
+    "mae_ast_frame": functools.partial(sound_fixtures.mae_ast, "frame"),
 }
 
 FRONT_ENDS: dict[str, Callable[[], fixtures.Content]] = {
@@ -72,7 +76,7 @@ def test_our_models_compute_what_plain_transformers_do(name: str, check: Callabl
     assert not_checked in ([], ["  not checked: f64 (that is for --float64)"])
 
 
-@pytest.mark.parametrize("name", [name for name in WRITERS if "audio_mae" not in name])
+@pytest.mark.parametrize("name", [name for name in WRITERS if not name.startswith("audio_mae")])
 def test_in_float64_they_agree_to_the_last_digits(name: str, check: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = check(content_of(name), "--float64")
     assert code == 0, out
@@ -107,6 +111,102 @@ def test_one_number_that_is_off_is_found_and_named(
     assert check(content, "--tolerance", "0.01")[0] == 0
 
 
+def spoil(values: Any, share: float = 1e-3) -> Any:
+    """A copy with its first number off by a share of the largest one; of a dict or list its last entry's."""
+    if isinstance(values, dict):
+        return values | {list(values)[-1]: spoil(values[list(values)[-1]], share)}
+    if isinstance(values, list):
+        return [*values[:-1], spoil(values[-1], share)]
+    if not isinstance(values, torch.Tensor):
+        return values + max(share * abs(values), share)
+    if values.dtype == torch.bool:
+        return torch.cat([~values.view(-1)[:1], values.view(-1)[1:]]).view_as(values)
+    off = max(share * float(values.abs().max()), share) if values.is_floating_point() else 1
+    return torch.cat([values.view(-1)[:1] + off, values.view(-1)[1:]]).view_as(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"),
+    [
+        ("msm_mae", ["patches", "full", "layers", "latent", "pred", "loss", "grads"]),
+        (
+            "mae_ast_patch",
+            [
+                "bn_after.batch_norm.num_batches_tracked",
+                *(f"net.{which}" for which in ("logit_m_list_recon", "logit_m_list_class", "padding_mask")),
+                *("loss", "log.loss", "log.loss_recon", "log.loss_info_nce", "grads", "emb_padding"),
+                *("fbank_padded", "hidden_states", "emb"),
+            ],
+        ),
+    ],
+)
+def test_every_stored_output_is_looked_at(
+    name: str, outputs: list[str], check: Callable[..., tuple[int, str, str]]
+) -> None:
+    content = content_of(name)
+    for key in outputs:
+        *outer, last = key.replace("batch_norm.", "batch_norm/").split(".")
+        values = functools.reduce(lambda found, part: found[part], outer, content)
+        last = last.replace("/", ".")
+        values[last] = spoil(values[last])
+    code, out, _ = check(content)
+    assert code == 1
+    assert f"{len(outputs)} differ: {', '.join(outputs)}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("msm_mae", "decoder_blocks.0.attn.q_bias"),
+        ("msm_mae_no_cls", "blocks.0.attn.v_bias"),
+        ("mae_ast_patch", "decoder.layers.0.self_attn.k_proj.weight"),
+        ("mae_ast_frame", "encoder.layer_norm.bias"),
+    ],
+)
+def test_weights_that_are_off_show(name: str, tensor: str, check: Callable[..., tuple[int, str, str]]) -> None:
+    content = content_of(name)
+    content["state_dict"][tensor] = spoil(content["state_dict"][tensor], share=0.5)
+    assert check(content)[0] == 1
+
+
+def test_pictures_are_compared(check: Callable[..., tuple[int, str, str]]) -> None:
+    content = content_of("msm_mae")
+    content["viz"] = tuple(map(spoil, content["viz"]))
+    assert "4 differ: viz.loss, viz.picture, viz.error, viz.mask\n" in check(content)[1]
+
+
+def test_a_decoder_that_drops_a_token_is_told_from_one_that_does_not(
+    check: Callable[..., tuple[int, str, str]],
+) -> None:
+    _, out, _ = check(content_of("msm_mae_no_cls"))
+    assert "the original's defect, repeated here" in row_of(out, "pred")
+    assert "our decoder takes every visible token: its loss here is" in out
+    content, w = content_of("msm_mae_no_cls"), content_of("msm_mae_no_cls")["state_dict"]
+    x = plain.fill(plain.linear(content["latent"], w, "decoder_embed"), w["mask_token"], content["ids_restore"])
+    x = plain.block(x + w["decoder_pos_embed"], w, "decoder_blocks.0", 4, 1e-6)
+    content["pred"] = plain.linear(plain.norm(x, w, "decoder_norm", 1e-6), w, "decoder_pred")
+    assert "1 differ: pred\n" in check(content)[1]
+
+
+def test_tables_on_the_wrong_axes_are_found(check: Callable[..., tuple[int, str, str]]) -> None:
+    content = content_of("audio_mae_global")
+    assert row_of(check(content)[1], "decoder_pos_embed").endswith("transposed_2d")
+    content["state_dict"]["pos_embed"] = plain.table_2d(12, 8, 16)[None]
+    assert "DIFFERS" in row_of(check(content)[1], "pos_embed")
+    content["state_dict"]["pos_embed"] = torch.rand(1, 97, 16)
+    assert "pos_embed: no table of sines and cosines, taken as it is" in check(content)[1]
+
+
+def test_layer_decay_is_compared(check: Callable[..., tuple[int, str, str]]) -> None:
+    content = content_of("audio_mae_finetuning")
+    content["lr_scale"]["blocks.0.mlp.fc1.bias"] = [0.8, 0.05]
+    _, out, _ = check(content)
+    assert "2 differ: lr_scale: learning_rate, lr_scale: weight_decay\n" in out
+    assert "e.g. blocks.0.mlp.fc1.bias: ours 0.64, theirs 0.8" in out
+    del content["lr_scale"]["head.bias"]
+    assert "lr_scale: parameters" in check(content)[1].splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_front_ends_and_start_weights_agree_too(name: str, check: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = check(FRONT_ENDS[name]())
@@ -122,7 +222,9 @@ def test_front_ends_and_start_weights_agree_too(name: str, check: Callable[..., 
         ("mavil", ("audio", "channel0_only_clip_stats"), "audio.channel0_only_clip_stats"),
         ("mavil", ("video", "enlarged", "antialias"), "video.enlarged.antialias"),
         ("mavil", ("position_tables", "table_3d"), "position_tables.table_3d"),
+        ("cav_mae", ("fbank_mix_swapped_unnormalised",), "fbank_mix_swapped_unnormalised"),
         ("audio_mae", ("speech", "normalised"), "speech.normalised"),
+        ("audio_mae", ("logmel_mix",), "logmel_mix"),
         ("mae_conversion", ("cavmae", "state_dict", "decoder_pred_a.bias"), "cavmae.state_dict.decoder_pred_a.bias"),
         ("mae_conversion", ("mavil", "state_dict", "blocks_av.1.norm2.bias"), "mavil: copies"),
     ],
@@ -160,7 +262,19 @@ def test_gradients_that_are_off_or_lacking_are_found(check: Callable[..., tuple[
     assert "e.g. cls_token" in out
 
 
-@pytest.mark.parametrize("name", ["mavil_pretrained", "cav_mae_finetuning", "audio_mae_global"])
+def test_complete_gradients_have_to_be_the_same_ones(check: Callable[..., tuple[int, str, str]]) -> None:
+    content = content_of("mae_ast_patch")
+    del content["grads"]["encoder.layer_norm.bias"]
+    assert row_of(check(content)[1], "grads:").endswith("DIFFERS  e.g. encoder.layer_norm.bias")
+    # One of zero belongs to a parameter that does nothing; another one does not.
+    content = content_of("mae_ast_patch")
+    content["grads"]["encoder_mask_emb"][3] = 0.1
+    assert row_of(check(content)[1], "grads:").endswith("DIFFERS  e.g. encoder_mask_emb")
+
+
+@pytest.mark.parametrize(
+    "name", ["mavil_pretrained", "cav_mae_finetuning", "audio_mae_global", "msm_mae", "mae_ast_frame"]
+)
 def test_the_config_decides_and_a_wrong_epsilon_shows(name: str, check: Callable[..., tuple[int, str, str]]) -> None:
     content = content_of(name)
     content["config"]["layer_norm_eps"] = 1e-2
@@ -173,6 +287,9 @@ def test_nan_differs(check: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = check(content)
     assert code == 1
     assert "DIFFERS" in row_of(out, "features.audio")
+    content = content_of("msm_mae")
+    content["grads"]["cls_token"][0, 0, 0] = torch.nan
+    assert "DIFFERS" in row_of(check(content)[1], "grads")
     assert not Row("ours", torch.nan, torch.nan, 1.0, 1.0, "relative").passes
     assert not Row("ours", torch.nan, torch.nan, 1.0, 1.0, "absolute").passes
 
@@ -191,8 +308,10 @@ def test_what_is_not_checked_is_said(check: Callable[..., tuple[int, str, str]])
     [
         ([1, 2], "holds a list: a file of fixtures is a dict"),
         ({"weights": 1}, "of no known family (it has weights); known are CAV-MAE, pre-training, "),
-        ({"x": 0, "ids_restore": 0, "layers": 0, "state_dict": {}}, "not supported yet: MSM-MAE"),
-        ({"retained_idx": [], "masked_idx": []}, "not supported yet: MAE-AST"),
+        (
+            {"x": 0, "ids_restore": 0, "layers": 0, "state_dict": {}},
+            "has no config: it is not of the documented format",
+        ),
     ],
 )
 def test_what_cannot_be_checked_is_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,15 +11,22 @@ from torch import Tensor
 from mavil.config.exclusions import DEFAULT_WINDOWS
 from mavil.losses.reconstruction import masked_mse, normalise_patches
 from mavil.models.classifier import JOINT, Classifier
+from mavil.models.decoder import Decoder
+from mavil.models.encoder import Encoder
 from mavil.models.masking import random_masking, structured_masking
 from mavil.models.tokens import patchify
 from mavil.structs import MaskedView, TokenGrid
-from tools.parity.building import Weights, bce, build_encoder, stack_of
+from mavil.tasks.classify import Classification
+from tools.parity.building import Weights, bce, compare_table, stack_of
 from tools.parity.checks import FEATURES, LOSS, WINDOWED, Checks
 from tools.parity.mae import Autoencoder
 
 WINDOWED_MODE = 1
 """``decoder_mode`` of the decoder with attention in windows."""
+POSITIONS = "transposed_2d"
+"""Its tables are those of the grid with exchanged axes."""
+LAYER_DECAY = ("learning_rate", "weight_decay")
+"""What ``lr_scale`` says of each parameter."""
 
 
 def check_pretraining(checks: Checks) -> None:
@@ -26,8 +34,7 @@ def check_pretraining(checks: Checks) -> None:
     config: dict[str, Any] = checks.fixture.get("config")
     grid = _grid(config)
     is_windowed = config["decoder_mode"] == WINDOWED_MODE
-    window = DEFAULT_WINDOWS["audio"] if is_windowed else None
-    model = Autoencoder.of(checks, "audio", grid, checks.input("inputs", "fbank"), window)
+    model = _model(checks, config, grid, DEFAULT_WINDOWS["audio"] if is_windowed else None)
     limit = WINDOWED if is_windowed else FEATURES
     kept = int(grid.num_tokens * (1 - checks.fixture.number("pretrain", "mask_ratio")))
     view = random_masking(checks.fixture.tensor("inputs", "noise"), kept)
@@ -41,6 +48,16 @@ def check_pretraining(checks: Checks) -> None:
     if checks.fixture.has("pretrain_2d"):
         with torch.no_grad():
             _check_structured(checks, model, limit)
+
+
+def _model(checks: Checks, config: dict[str, Any], grid: TokenGrid, window: tuple[int, ...] | None) -> Autoencoder:
+    """With ``positions: transposed_2d`` and, in windows, ``shift: time``; tables are compared, then the file's are used."""
+    encoder = Encoder(grid, stack_of(config, "depth"), POSITIONS)
+    stack = stack_of(config, "decoder_depth", "decoder_")
+    decoder = Decoder(grid, encoder.width, stack, POSITIONS, grid.patch_values, window=window, shift="time")
+    for name in ("pos_embed", "decoder_pos_embed"):
+        compare_table(checks, name, checks.fixture.tensor("state_dict", name), grid, POSITIONS, num_prefix=1)
+    return Autoencoder.of(checks, "audio", encoder, decoder, checks.input("inputs", "fbank"))
 
 
 def _check_structured(checks: Checks, model: Autoencoder, limit: float) -> None:
@@ -59,7 +76,8 @@ def check_finetuning(checks: Checks) -> None:
     """Scores of the complete and of the masked spectrogram, loss, gradients."""
     config: dict[str, Any] = checks.fixture.get("config")
     grid = _grid(config)
-    encoder = build_encoder(grid, stack_of(config, "depth"))
+    encoder = Encoder(grid, stack_of(config, "depth"), POSITIONS)
+    compare_table(checks, "pos_embed", checks.fixture.tensor("state_dict", "pos_embed"), grid, POSITIONS, num_prefix=1)
     model = Classifier({"audio": encoder}, None, int(config["num_classes"]))
     weights = Weights(checks)
     weights.fill(model.parts())
@@ -71,11 +89,35 @@ def check_finetuning(checks: Checks) -> None:
     weights.forget_gradients()
     loss.backward()
     checks.gradients(("grad_norms",), weights.gradient_norms())
+    if checks.fixture.has("lr_scale"):
+        _check_layer_decay(checks, model, weights)
     if checks.fixture.has("masked"):
         view = _structured_view(checks, "masked", grid)
         with torch.no_grad():
             masked = model({"audio": patches}, visible_ids={"audio": view.visible_ids})[JOINT]
         checks.compare(("masked", "logits"), masked, FEATURES)
+
+
+def _check_layer_decay(checks: Checks, model: Classifier, weights: Weights) -> None:
+    """Learning-rate factor and weight decay of every parameter, as fine-tuning groups them."""
+    settings: dict[str, float] = checks.fixture.get("lr_scale_settings")
+    stored: dict[str, list[float]] = checks.fixture.get("lr_scale")
+    if checks.is_float64:
+        return
+    groups = Classification(model, multi_label=True).parameter_groups(settings["weight_decay"], settings["layer_decay"])
+    sources = weights.sources_of(model)
+    ours = {
+        sources[name]: (group.lr_scale, group.weight_decay)
+        for group in groups
+        for name in group.names
+        if name in sources
+    }
+    checks.condition("lr_scale: parameters", ours.keys() == stored.keys(), str(len(stored)))
+    common = sorted(ours.keys() & stored.keys())
+    for i, what in enumerate(LAYER_DECAY):
+        off = [name for name in common if not math.isclose(ours[name][i], stored[name][i])]
+        remark = f"e.g. {off[0]}: ours {ours[off[0]][i]:g}, theirs {stored[off[0]][i]:g}" if off else ""
+        checks.condition(f"lr_scale: {what}", not off, remark)
 
 
 def _grid(config: dict[str, Any]) -> TokenGrid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +18,9 @@ IN_FLOAT64 = 1e-10
 """Their limit where model and numbers are both float64."""
 NEGLIGIBLE = 1e-4
 """A gradient's norm below this share of the largest one is compared with that share: it may be nothing but rounding."""
+NEGLIGIBLE_VALUE = 1e-3
+"""Likewise for the values of complete gradients: with the tolerance it is one epsilon of float32 of the largest value. A bias
+of keys has no effect on attention, so that its gradient is rounding and nothing else."""
 Rule = Literal["relative", "absolute", "exact"]
 
 
@@ -126,6 +130,30 @@ class Checks:
     def condition(self, name: str, holds: bool, remark: str) -> None:
         """One row of something that is so or not."""
         self.rows.append(Row(name, 0.0 if holds else torch.nan, 0.0 if holds else torch.nan, 0.0, 0.0, "exact", remark))
+
+    def full_gradients(self, key: Key, ours: Mapping[str, Tensor], remark: str = "") -> None:
+        """Complete gradients by the originals' parameter names; one of exactly zero may lack here."""
+        expected: dict[str, Tensor] = self.fixture.get(*key)
+        if self.is_float64:
+            return
+        name = ".".join(key)
+        lacking = sorted({one for one, values in expected.items() if one not in ours and bool(values.any())})
+        lacking += sorted(set(ours) - set(expected))
+        self.condition(f"{name}: parameters reached", not lacking, f"e.g. {lacking[0]}" if lacking else str(len(ours)))
+        largest = {one: float(expected[one].abs().max()) for one in expected if one in ours}
+        floor = NEGLIGIBLE_VALUE * max(largest.values(), default=0.0)
+        off: dict[str, tuple[float, float]] = {}
+        for one, own_largest in largest.items():
+            absolute = float((ours[one].double() - expected[one].double()).abs().max())
+            scale = max(own_largest, floor)
+            off[one] = (absolute / scale if scale > 0 else absolute, absolute)
+        if off:
+            # NaN is the worst of all, and max() would pass over it.
+            worst = max(off, key=lambda one: math.inf if math.isnan(off[one][0]) else off[one][0])
+            relative, absolute = off[worst]
+            limit = GRADIENT * max(largest[worst], floor)
+            where = f"most at {worst}" + (f"; {remark}" if remark else "")
+            self.rows.append(Row(name, absolute, relative, limit, max(GRADIENT, self.tolerance), "relative", where))
 
     def gradients(self, key: Key, ours: Mapping[str, float], without: Key | None = None) -> None:
         """Norms of gradients by the originals' parameter names; ``without`` lists parameters that the loss does not touch."""

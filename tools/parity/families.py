@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mavil.structs import UserError
-from tools.parity import audio_mae, cav_mae_finetuning, cav_mae_pretraining, mae, mae_conversion, mavil, preprocessing
+from tools.parity import (
+    audio_mae,
+    cav_mae_finetuning,
+    cav_mae_pretraining,
+    mae,
+    mae_ast,
+    mae_conversion,
+    mavil,
+    msm_mae,
+    preprocessing,
+)
 from tools.parity.checks import Checks
 from tools.parity.fixture import Fixture, Key
 
@@ -34,27 +44,21 @@ FAMILIES = (
     Family("Audio-MAE, pre-training", (("inputs", "fbank"), ("pretrain",)), audio_mae.check_pretraining),
     Family("Audio-MAE, fine-tuning", (("inputs", "fbank"), ("logits",)), audio_mae.check_finetuning),
     Family("Audio-MAE, front end", (("lr_schedules",), ("logmel",)), preprocessing.check_audio_mae),
+    Family("MSM-MAE", (("x",), ("ids_restore",), ("layers",)), msm_mae.check),
+    Family("MAE-AST", (("retained_idx",), ("masked_idx",)), mae_ast.check),
     Family("image MAE", (("inputs", "image"), ("pretrain",)), mae.check_pretraining),
 )
-UNSUPPORTED = {
-    "MSM-MAE": (("x",), ("ids_restore",), ("layers",)),
-    "MAE-AST": (("retained_idx",), ("masked_idx",)),
-}
-"""Formats that are documented with the others, of models that are not here."""
 
 
 def family_of(fixture: Fixture) -> Family:
     """The family of a file.
 
     Raises:
-        UserError: none that is known, or one whose model is not supported.
+        UserError: none that is known.
     """
     for family in FAMILIES:
         if all(fixture.has(*key) for key in family.has):
             return family
-    for name, keys in UNSUPPORTED.items():
-        if all(fixture.has(*key) for key in keys):
-            raise UserError(f"{fixture.path}: not supported yet: {name}")
     known = ", ".join(family.name for family in FAMILIES)
     shown = ", ".join(list(map(str, fixture.content))[:6])
     raise UserError(f"{fixture.path}: of no known family (it has {shown}); known are {known}")

@@ -14,7 +14,7 @@ from mavil.structs import UserError
 
 Key = tuple[str, ...]
 """Where something is: the keys of the dicts from the outside in. They may have dots in them, so they stay apart."""
-DESCRIPTIVE = ("upstream", "model", "config", "frozen", "torchvision", "upstream_mae", "mae_config")
+DESCRIPTIVE = ("upstream", "model", "config", "cfg", "task_cfg", "frozen", "torchvision", "upstream_mae", "mae_config")
 """What a file says about itself."""
 
 

@@ -14,8 +14,8 @@ from mavil.models.encoder import Encoder
 from mavil.models.masked import MaskedLearner
 from mavil.models.masking import random_masking
 from mavil.models.tokens import patchify, position_table
-from mavil.structs import MaskedView, MaskedViews, Modality, TokenGrid
-from tools.parity.building import Weights, at, build_encoder, image_grid, stack_of, tapped, visible_only
+from mavil.structs import MaskedView, MaskedViews, Modality
+from tools.parity.building import Weights, any_table, at, build_encoder, image_grid, stack_of, tapped, visible_only
 from tools.parity.checks import FEATURES, LOSS, TABLE, Checks
 from tools.parity.fixture import Key
 
@@ -31,19 +31,12 @@ class Autoencoder:
     patches: Tensor
 
     @classmethod
-    def of(
-        cls, checks: Checks, modality: Modality, grid: TokenGrid, inputs: Tensor, window: tuple[int, ...] | None = None
-    ) -> Autoencoder:
-        """Built from the file's config."""
-        config: dict[str, Any] = checks.fixture.get("config")
-        encoder = build_encoder(grid, stack_of(config, "depth"))
-        stack = stack_of(config, "decoder_depth", "decoder_")
-        positions = "sincos_2d" if len(grid.cells) == 2 else "tiled_2d"
-        decoder = Decoder(grid, encoder.width, stack, positions, grid.patch_values, window=window)
+    def of(cls, checks: Checks, modality: Modality, encoder: Encoder, decoder: Decoder, inputs: Tensor) -> Autoencoder:
+        """With the file's weights; ``inputs`` ``[B, C, *size]``."""
         learner = MaskedLearner({modality: encoder}, {modality: decoder}, None)
         weights = Weights(checks)
         weights.fill(learner.parts())
-        return cls(checks, modality, learner, weights, patchify(inputs, grid))
+        return cls(checks, modality, learner, weights, patchify(inputs, encoder.grid))
 
     @property
     def encoder(self) -> Encoder:
@@ -98,14 +91,16 @@ def check_pretraining(checks: Checks) -> None:
     """Image MAE: mask, latent, predictions, losses, gradients, and features of the complete image."""
     config: dict[str, Any] = checks.fixture.get("config")
     grid = image_grid(int(config["img_size"]), int(config["patch_size"]), int(config["in_chans"]))
-    model = Autoencoder.of(checks, "video", grid, checks.input("inputs", "image").unsqueeze(2))
+    encoder = build_encoder(grid, stack_of(config, "depth"))
+    stack = stack_of(config, "decoder_depth", "decoder_")
+    decoder = Decoder(grid, encoder.width, stack, any_table(grid), grid.patch_values)
+    model = Autoencoder.of(checks, "video", encoder, decoder, checks.input("inputs", "image").unsqueeze(2))
     noise = checks.fixture.tensor("inputs", "noise")
     kept = int(grid.num_tokens * (1 - checks.fixture.number("pretrain", "mask_ratio")))
     checks.exact(("pretrain", "visible"), kept)
     view = random_masking(noise, kept)
     model.check_view(view, "pretrain")
-    decoder = model.learner.decoders["video"]
-    with tapped({"blocks": model.encoder.blocks, "decoder_blocks": decoder.blocks}) as taps:  # type: ignore[dict-item]
+    with tapped({"blocks": model.encoder.blocks, "decoder_blocks": decoder.blocks}) as taps:
         predictions = model.predict(view)
     for name in checks.fixture.keys("pretrain", "taps"):
         checks.compare(("pretrain", "taps", name), taps[name], FEATURES)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mavil.data.frames import FrameFrontEnd, resample
+from mavil.data.mixup import Mixing, mix_waveforms
 from mavil.data.spectrogram import AudioFrontEnd, log_mel, mel_filter_bank
 from mavil.engine.optim import warmup_cosine
 from mavil.models.tokens import sincos_2d, sincos_3d
@@ -39,7 +40,11 @@ def check_cav_mae(checks: Checks) -> None:
         ours = _front_end(wave, length, padded.shape[1], mean, std / 2)
         _absolute(checks, (key,), ours, NORMALISED)
     _check_picture(checks)
-    checks.notes.append("fbank_mix_*, labels: mixing two sounds belongs to no recipe here")
+    if fixture.has("waveform2"):
+        other = fixture.tensor("waveform2")
+        for key, first, second in (("fbank_mix", wave, other), ("fbank_mix_swapped", other, wave)):
+            mixed = _log_mel(_mixed(first, second, number("mix_lambda")), padded.shape[1])
+            _absolute(checks, (f"{key}_unnormalised",), _fitted(mixed, len(padded)), LOG_MEL)
 
 
 def _check_picture(checks: Checks) -> None:
@@ -130,9 +135,10 @@ def check_audio_mae(checks: Checks) -> None:
         mean, std, length = (number(name, key) for key in ("mean", "std", "target_length"))
         ours = _front_end(wave, int(length), stored.shape[1], mean, std)
         _absolute(checks, (name, "normalised"), ours[None], NORMALISED)
-    checks.notes.append(
-        "stereo: the original takes the first channel, ours the mean of both; logmel_mix: in no recipe here"
-    )
+    if fixture.has("logmel_mix"):
+        mixed = _log_mel(_mixed(wave, fixture.tensor("waveform2"), number("mix_lambda")), stored.shape[1])
+        _absolute(checks, ("logmel_mix",), mixed, LOG_MEL)
+    checks.notes.append("stereo: the original takes the first channel, ours the mean of both")
     for name in fixture.keys("lr_schedules"):
         _check_schedule(checks, name)
 
@@ -167,6 +173,14 @@ def _log_mel(wave: Tensor, num_mel_bins: int) -> Tensor:
     """``[1, L]`` to ``[S, M]``, the mean taken off first."""
     centred = wave - wave.mean(dim=1, keepdim=True)
     return log_mel(centred, torch.tensor([wave.shape[1]]), mel_filter_bank(num_mel_bins))[0]
+
+
+def _mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Two waves ``[1, L]`` each, the second cut or padded to the first, as training mixes the clips of a batch: ``[1, L]``."""
+    lengths = torch.tensor([first.shape[1], second.shape[1]])
+    waves = torch.cat([F.pad(wave, (0, int(lengths.max()) - wave.shape[1])) for wave in (first, second)])
+    mixing = Mixing(partners=torch.tensor([1, 1]), shares=torch.tensor([share, 1.0]))
+    return mix_waveforms(waves, lengths, mixing)[:1, : first.shape[1]]
 
 
 def _front_end(wave: Tensor, num_steps: int, num_mel_bins: int, mean: float, std: float) -> Tensor:
