@@ -9,27 +9,25 @@ from typing import Any
 import torch
 
 import mavil
-from mavil.commands.assemble import CONFIG_FILE, curve_of, evaluation_inputs, load_masked, view_plan
+from mavil.commands.assemble import CONFIG_FILE, curve_of, evaluation_inputs, load_masked
 from mavil.commands.demo_checks import Check
 from mavil.commands.demo_clips import ClipSets
 from mavil.commands.embedding import Embedded, embed_shards
-from mavil.commands.normalisation import audio_statistics
-from mavil.config import PretrainTask, Recipe
+from mavil.commands.predicting import audio_filled, predict, video_filled
+from mavil.config import Recipe
 from mavil.data.media import DecodeError, FrameWindow, decode_audio, decode_frames, encode_clip
 from mavil.data.stream.clips import ClipStream
 from mavil.data.stream.shard_set import open_shards
 from mavil.evaluation.probing import CueResult
 from mavil.evaluation.retrieval import compute_standings, nearest
-from mavil.models.masked import MaskedLearner
 from mavil.recipe import change_recipe
 from mavil.report import page
 from mavil.report.charts import Charts, loss_charts
 from mavil.report.examples import Hit, Media, ReconstructionExample, RetrievalExample
 from mavil.report.pictures import frames_png
-from mavil.report.reconstruct import Reconstruction, reconstruct_audio, reconstruct_video, reconstruction_example
+from mavil.report.reconstruct import Reconstruction, reconstruction_example
 from mavil.report.tables import Comparison, Table, comparison_table, cue_block, retrieval_table
-from mavil.structs import SAMPLE_RATE, Inputs
-from mavil.tasks.pretrain import Pretraining
+from mavil.structs import SAMPLE_RATE
 
 NUM_RECONSTRUCTIONS = 3
 NUM_QUERIES = 3
@@ -124,35 +122,24 @@ def _reconstructions(run: Path, clips: ClipSets) -> list[ReconstructionExample]:
     model, recipe = load_masked(run)
     recipe = change_recipe(recipe, f"data.evaluation={clips.evaluation}", f"trainer.device_batch={NUM_RECONSTRUCTIONS}")
     inputs = next(iter(evaluation_inputs(recipe, "evaluation", None, CPU)))
-    media = read_media(clips.evaluation, inputs.keys)
-    with torch.inference_mode():
-        return [_reconstruction(model, recipe, inputs, row, media[key]) for row, key in enumerate(inputs.keys)]
+    media, predicted = read_media(clips.evaluation, inputs.keys), predict(model, recipe, inputs)
+    return [
+        _reconstruction(
+            recipe,
+            key,
+            audio_filled(model, recipe, inputs, predicted, row),
+            video_filled(model, recipe, inputs, predicted, row),
+            media[key],
+        )
+        for row, key in enumerate(inputs.keys)
+    ]
 
 
 def _reconstruction(
-    model: MaskedLearner, recipe: Recipe, inputs: Inputs, row: int, media: bytes
+    recipe: Recipe, key: str, audio: Reconstruction | None, video: Reconstruction | None, media: bytes
 ) -> ReconstructionExample:
-    settings = recipe.task
-    assert isinstance(settings, PretrainTask)
-    plan = view_plan(recipe)
-    assert plan is not None
-    task = Pretraining(model, plan, settings.reconstruction, settings.contrast)
-    patches, views = task.patches(inputs), task.views(inputs, task.plan.predicting_only())
-    predictions = {m: values[0] for m, values in model(patches, views).predictions.items()}
-    normalised = settings.reconstruction.normalise_patches
-    audio: Reconstruction | None = None
-    video: Reconstruction | None = None
-    if inputs.audio is not None and recipe.audio is not None:
-        is_masked = views["audio"].predicted[0].is_masked[row]
-        shown = (inputs.audio[row], predictions["audio"][row], is_masked, model.grid("audio"), normalised)
-        audio = reconstruct_audio(*shown, *audio_statistics(recipe))
-    if inputs.video is not None and recipe.video is not None:
-        is_masked = views["video"].predicted[0].is_masked[row]
-        grid, pictures = model.grid("video"), recipe.video
-        frames = (inputs.video[row], predictions["video"][row], is_masked, grid, normalised)
-        video = reconstruct_video(*frames, pictures.mean, pictures.std)
     waveform = decode_audio(media, recipe.audio.seconds) if audio and recipe.audio else torch.zeros(SAMPLE_RATE)
-    return reconstruction_example(inputs.keys[row], audio, video, len(waveform), waveform if audio else None)
+    return reconstruction_example(key, audio, video, len(waveform), waveform if audio else None)
 
 
 def _retrieval_examples(out: Path, clips: ClipSets) -> list[RetrievalExample]:

@@ -53,6 +53,19 @@ class Media:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One picture over the whole width under a title, a block of a section."""
+
+    title: str
+    media: Media
+    note: str = ""
+
+    def html(self) -> str:
+        """The block as HTML."""
+        return f"<article><h3>{escape(self.title)}</h3><figure>{self.media.html()}</figure>{_note(self.note)}</article>"
+
+
+@dataclass(frozen=True)
 class Panel:
     """One column of a reconstruction: a spectrogram, frames and sounds by label, whichever there are."""
 

@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class Block(Protocol):
-    """Anything a section shows: a ``Table``, ``Charts``, ``ReconstructionExample``, ``RetrievalExample`` or ``Listing``."""
+    """Anything a section shows: a ``Table``, ``Charts``, ``Picture``, ``ReconstructionExample``, ``RetrievalExample`` or
+    ``Listing``.
+    """
 
     def html(self) -> str:
         """The block as HTML in which all text is escaped and all media are data URIs."""

@@ -33,16 +33,24 @@ class Reconstruction:
 
 
 def reconstruct_audio(
-    audio: Tensor, predictions: Tensor, is_masked: Tensor, grid: TokenGrid, normalised: bool, mean: float, std: float
+    audio: Tensor,
+    predictions: Tensor,
+    is_masked: Tensor,
+    grid: TokenGrid,
+    normalised: bool,
+    mean: float,
+    std: float,
+    std_factor: float = 2.0,
 ) -> Reconstruction:
     """The spectrogram ``[1, S, M]`` a model was given, and its predictions ``[N, P]`` in the same units.
 
-    ``is_masked`` ``[N]``; ``normalised``: targets were normalised per patch; ``mean`` and ``std`` of the recipe's audio branch.
+    ``is_masked`` ``[N]``; ``normalised``: targets were normalised per patch; ``mean``, ``std`` and ``std_factor`` of the
+    recipe's audio branch.
     """
     completed = _completed(audio, predictions, is_masked, grid, normalised)[0]
     return Reconstruction(
-        original=denormalise_spectrogram(audio[0].float().cpu(), mean, std),
-        completed=denormalise_spectrogram(completed, mean, std),
+        original=denormalise_spectrogram(audio[0].float().cpu(), mean, std, std_factor),
+        completed=denormalise_spectrogram(completed, mean, std, std_factor),
         is_masked=mask_pixels(is_masked.cpu(), grid),
     )
 
@@ -102,7 +110,15 @@ def denormalise_patches(predictions: Tensor, raw_patches: Tensor) -> Tensor:
 
 
 def mask_pixels(is_masked: Tensor, grid: TokenGrid) -> Tensor:
-    """Spread token flags ``[N]`` bool (True = masked) over the values they stand for: ``[S, M]`` or ``[T, H, Wd]`` bool."""
+    """Spread token flags ``[N]`` bool (True = masked) over the values they stand for: ``[S, M]`` or ``[T, H, Wd]`` bool.
+
+    Where patches overlap, a value is masked if the model saw it in none of them; one that belongs to no patch is not masked,
+    for nothing is predicted there.
+    """
+    if grid.stride is not None:
+        flags = torch.stack([torch.ones_like(is_masked), ~is_masked]).float()[..., None]
+        in_any, in_visible = unpatchify(flags.expand(-1, -1, grid.patch_values).contiguous(), grid)[:, 0] > 0
+        return in_any & ~in_visible
     pixels = is_masked.reshape(grid.cells)
     for axis, length in enumerate(grid.patch):
         pixels = pixels.repeat_interleave(length, dim=axis)
@@ -126,9 +142,9 @@ def paste(prediction: Tensor, original: Tensor, is_masked: Tensor) -> Tensor:
     return torch.where(is_masked, prediction, original)
 
 
-def denormalise_spectrogram(audio: Tensor, mean: float, std: float) -> Tensor:
-    """A model's input ``(x - mean) / (2 std)`` back to the log-mel power ``x``; any shape."""
-    return audio * (2 * std) + mean
+def denormalise_spectrogram(audio: Tensor, mean: float, std: float, std_factor: float = 2.0) -> Tensor:
+    """A model's input ``(x - mean) / (std_factor std)`` back to the log-mel power ``x``; any shape."""
+    return audio * (std_factor * std) + mean
 
 
 def denormalise_frames(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

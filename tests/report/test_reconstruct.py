@@ -40,6 +40,13 @@ def test_masked_tokens_are_masked_pixels_in_the_order_of_patchify(cells: tuple[i
     assert torch.equal(cut, is_masked[:, None].float().expand(-1, grid.patch_values))
 
 
+def test_where_patches_overlap_only_what_none_of_them_showed_is_masked() -> None:
+    grid = TokenGrid.of((9, 4), (4, 4), 1, stride=(2, 4))  # steps 0-3, 2-5, 4-7; step 8 is in none
+    is_masked = mask_pixels(torch.tensor([False, True, True]), grid)
+    assert is_masked[:, 0].tolist() == [False] * 4 + [True] * 4 + [False]
+    assert torch.equal(mask_pixels(torch.tensor([False, True, True]), grid.reordered((1, 0))), is_masked)
+
+
 def test_paste_takes_only_masked_places_from_the_prediction() -> None:
     original, prediction = torch.zeros(3, 2, 4, 4), torch.ones(3, 2, 4, 4)
     is_masked = torch.rand(2, 4, 4) < 0.5
@@ -48,17 +55,18 @@ def test_paste_takes_only_masked_places_from_the_prediction() -> None:
         paste(prediction, original, is_masked[:, :2])
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_perfect_predictions_reconstruct_the_original(normalised: bool) -> None:
+@pytest.mark.parametrize(("normalised", "std_factor"), [(True, 2.0), (False, 2.0), (True, 1.0)])
+def test_perfect_predictions_reconstruct_the_original(normalised: bool, std_factor: float) -> None:
     grid = TokenGrid.of((32, 16), (4, 4), 1)
     log_mel, is_masked = 4 * torch.randn(1, 32, 16) - 5, torch.rand(grid.num_tokens) < 0.8
-    audio = (log_mel + 4.2) / (2 * 4.5)
+    audio = (log_mel + 4.2) / (std_factor * 4.5)
     raw = patchify(audio[None], grid)[0]
     target = normalise_patches(raw) if normalised else raw
-    perfect = reconstruct_audio(audio, target, is_masked, grid, normalised, mean=-4.2, std=4.5)
+    units = {"mean": -4.2, "std": 4.5, "std_factor": std_factor}
+    perfect = reconstruct_audio(audio, target, is_masked, grid, normalised, **units)
     assert torch.allclose(perfect.original, log_mel[0], atol=1e-4)
     assert torch.allclose(perfect.completed, perfect.original, atol=1e-3)
-    zero = reconstruct_audio(audio, target * 0, is_masked, grid, normalised, mean=-4.2, std=4.5)
+    zero = reconstruct_audio(audio, target * 0, is_masked, grid, normalised, **units)
     changed = (zero.completed - zero.original).abs() > 1e-4
     assert not changed[~zero.is_masked].any()
     assert changed[zero.is_masked].float().mean() > 0.9

@@ -1,1 +1,1 @@
-"""What ``tools/benchmark.py`` measures: decoding, the loader, the memory of its workers, its start, and steps of training."""
+"""What ``tools/benchmark.py`` measures: decoding, the loader, its workers, its start, steps of training, passes of models."""

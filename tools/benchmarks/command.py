@@ -1,4 +1,4 @@
-"""The command line: ``python tools/benchmark.py loader`` and ``training``."""
+"""The command line: ``python tools/benchmark.py loader``, ``training`` and ``model``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mavil.data.loading.samples import ClipDecoder
 from mavil.data.media import FrameWindow
 from tools.benchmarks.clips import PLAIN, ClipShape, make_clip, read_clips, write_clips
 from tools.benchmarks.machine import describe_machine
+from tools.benchmarks.model_command import model
 from tools.benchmarks.rates import decoders, loader_contender, measure_rates
 from tools.benchmarks.start_up import measure_start_up, write_large_set
 from tools.benchmarks.tables import print_report
@@ -43,6 +44,7 @@ def benchmark() -> None:
 
 
 app.command()(training)
+app.command()(model)
 
 
 @app.command()

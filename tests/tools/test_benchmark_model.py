@@ -1,0 +1,231 @@
+"""The model benchmark: that all peers compute the same, and that its figures are what they are called; never how fast it is."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mavil.commands.assemble import view_plan
+from mavil.config import Recipe
+from mavil.models.tokens import PatchEmbed
+from mavil.recipe import change_recipe, dump_recipe
+from mavil.structs import UserError
+from mavil.tasks.pretrain import Pretraining
+from tests.support.recipes import tiny_recipe
+from tools.benchmarks import model as models
+from tools.benchmarks.model import Contest, build_contests, reference_for, run_contests, run_isolated
+from tools.benchmarks.model_process import WARM_UP_STEPS, ModelCase, ModelReading, measure_model
+from tools.benchmarks.plain_loop import build_task, random_inputs
+from tools.benchmarks.plain_model import COMPLETE, OURS, PLAIN, complete_changes, plain_attention, written_plainly
+from tools.benchmarks.references import LEAST_RATE, REFERENCES
+from tools.benchmarks.training import operations_per_clip
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "benchmark.py"
+CPU = torch.device("cpu")
+ALONE: dict[str, Any] = {"video": None, "fusion": None, "task": {"kind": "pretrain", "contrast": None}}
+WINDOWED = ("audio.decoder.attention=windowed", "audio.decoder.window=[2,2]", "audio.decoder.depth=2")
+KEYLESS = ("audio.encoder.key_bias=false", "audio.token_order=mel_first", "audio.cls_token=false")
+
+
+def settled(recipe: Recipe) -> Pretraining:
+    """A task whose windowed blocks, if any, draw nothing: they have a dropout that is always on in training."""
+    torch.manual_seed(0)
+    task = build_task(recipe, CPU)
+    assert isinstance(task, Pretraining)
+    task.model.eval()
+    return task
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        change_recipe(tiny_recipe(), "task.contrast.intra_weight=0.5"),
+        change_recipe(tiny_recipe(**ALONE), *WINDOWED),
+        change_recipe(tiny_recipe(**ALONE), *KEYLESS),
+    ],
+    ids=["audio_and_video", "windowed", "keyless"],
+)
+def test_the_plain_model_computes_the_same(recipe: Recipe) -> None:
+    task, inputs = settled(recipe), random_inputs(recipe, 3, CPU)
+    embedded: list[int] = []
+    for part in task.model.modules():
+        if isinstance(part, PatchEmbed):
+            part.register_forward_hook(lambda _, __, tokens: embedded.append(tokens.shape[1]))
+
+    def computed() -> tuple[float, dict[str, torch.Tensor], int]:
+        embedded.clear()
+        total = task.loss(inputs, 0).total
+        total.backward()
+        gradients = {n: p.grad.clone() for n, p in task.model.named_parameters() if p.grad is not None}
+        task.model.zero_grad(set_to_none=True)
+        return total.item(), gradients, max(embedded)
+
+    ours, fused = computed(), F.scaled_dot_product_attention
+    with written_plainly(task.model):  # type: ignore[arg-type]
+        assert F.scaled_dot_product_attention is plain_attention
+        plain = computed()
+    assert F.scaled_dot_product_attention is fused
+    assert computed()[0] == ours[0]
+    assert plain[0] == pytest.approx(ours[0], rel=1e-6)
+    assert plain[1].keys() == ours[1].keys()
+    for name, gradient in ours[1].items():
+        assert torch.allclose(plain[1][name], gradient, rtol=1e-3, atol=1e-6), name
+    num_tokens = max(grid.num_tokens for grid in task.grids.values())
+    assert ours[2] < num_tokens
+    assert plain[2] == num_tokens
+
+
+@pytest.mark.parametrize("mask", [None, "flags", "bias"])
+def test_plain_attention_is_torchs(mask: str | None) -> None:
+    query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
+    masks = {"flags": torch.rand(5, 5).fill_diagonal_(1) > 0.5, "bias": torch.randn(2, 1, 5, 5)}
+    for scale in (None, 1.0):
+        arguments = {"attn_mask": masks.get(mask or ""), "scale": scale}
+        expected = F.scaled_dot_product_attention(query, key, value, **arguments)  # type: ignore[arg-type]
+        assert torch.allclose(plain_attention(query, key, value, **arguments), expected, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_the_complete_peer_hides_one_token() -> None:
+    recipe = change_recipe(tiny_recipe(), "audio.masking={kind: structured}")
+    plan = view_plan(change_recipe(recipe, *complete_changes(recipe)))
+    assert plan is not None
+    assert {m: plan.num_visible(m) for m in plan.grids} == {m: g.num_tokens - 1 for m, g in plan.grids.items()}
+
+
+def test_a_measurement_counts_passes_and_memory() -> None:
+    path, threads = write(Path("tiny.yaml"), tiny_recipe(**ALONE)), torch.get_num_threads()
+    reading = measure_model(ModelCase(str(path), [], batch=2, steps=3, device="cpu"))
+    assert len(reading.losses) == WARM_UP_STEPS + 3
+    assert len(set(reading.losses)) == len(reading.losses), "the same masks again"
+    assert len(reading.seconds) == len(reading.cpu_seconds) == len(reading.product_rates) == 3
+    assert 0 < reading.imports_bytes <= reading.model_bytes <= reading.peak_bytes
+    assert (reading.device, reading.precision, reading.threads) == ("cpu", "fp32", threads)
+
+
+def write(path: Path, recipe: Recipe) -> Path:
+    path.write_text(dump_recipe(recipe))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tools.benchmarks.model_process._PRODUCT_SIDE", {"cpu": 64})
+
+
+def reading_of(seconds: list[float], rate: float = 1e9, **more: Any) -> ModelReading:
+    memory = {"imports_bytes": 100, "model_bytes": 200, "peak_bytes": 300}
+    return ModelReading(
+        seconds, seconds, [rate] * len(seconds), **{**memory, "device": "cpu", "precision": "fp32", **more}
+    )
+
+
+def test_peers_are_multiples_of_ours_and_the_reference_is_scaled() -> None:
+    path = SCRIPT.parents[1] / "configs" / "pretrain" / "msm_mae.yaml"
+    contest = Contest(path, [], {OURS: ModelCase(str(path), [], 8), PLAIN: ModelCase(str(path), [], 8, PLAIN)})
+    contest.readings = {
+        OURS: [reading_of([1.0, 9.0, 2.0], 2 * LEAST_RATE), reading_of([2.0, 3.0], 2 * LEAST_RATE)],
+        PLAIN: [reading_of([4.0], peak_bytes=700)],
+    }
+    found = contest.summary()
+    ours, plain, reference = found["peers"][OURS], found["peers"][PLAIN], found["reference"]
+    assert (ours["seconds"], ours["lowest_seconds"], ours["clips_per_second"]) == (2.0, 1.0, 4.0)
+    assert (plain["times_seconds"], plain["times_working_bytes"]) == (2.0, 3.0)
+    assert ours["share_of_product"] == pytest.approx(found["operations"] / 2.0 / (2 * LEAST_RATE))
+    assert reference["scaled_seconds"] == pytest.approx(0.62 / 2)
+    assert reference["times_scaled_seconds"] == pytest.approx(0.62 / 2 / 2)
+    assert reference["times_cpu_seconds"] == pytest.approx(1.22 / 2)
+    assert reference["times_working_bytes"] == pytest.approx((1.32e9 - 0.229e9) / 200)
+
+
+def test_a_reference_counts_only_in_its_own_conditions() -> None:
+    own = reading_of([1.0])
+    assert reference_for("msm_mae", [], own, 8) is REFERENCES["msm_mae"]
+    assert reference_for("msm_mae", ["audio.num_steps=96"], own, 8) is None
+    assert reference_for("msm_mae", [], own, 4) is None
+    assert reference_for("msm_mae", [], reading_of([1.0], precision="bf16"), 8) is None
+    assert reference_for("msm_mae", [], reading_of([1.0], device="NVIDIA"), 8) is None
+    assert reference_for("mavil_stage1", [], own, 8) is None
+
+
+def test_references_belong_to_recipes_and_the_least_rate_follows_from_them() -> None:
+    assert set(REFERENCES) <= {path.stem for path in models.RECIPES[0].parent.glob("*.yaml")}
+    contests = {contest.path.stem: contest for contest in build_contests(models.RECIPES, [], [OURS])}
+    assert {name: c.cases[OURS].batch for name, c in contests.items() if name in REFERENCES} == {
+        name: reference.batch for name, reference in REFERENCES.items() if name in contests
+    }
+    case, reference = contests["msm_mae_512"].cases[OURS], REFERENCES["msm_mae_512"]
+    operations = operations_per_clip(models.read_recipe(Path(case.recipe), case.changes)) * case.batch
+    assert operations / reference.seconds == pytest.approx(LEAST_RATE, rel=0.01)
+
+
+def test_what_is_not_possible_is_left_out_of_later_rounds() -> None:
+    calls: list[str] = []
+
+    def run(case: ModelCase) -> ModelReading:
+        calls.append(case.peer)
+        if case.peer == PLAIN:
+            raise UserError("no room")
+        return reading_of([1.0])
+
+    path = write(Path("tiny.yaml"), tiny_recipe(**ALONE))
+    (contest,) = build_contests([path], ["seed=3"], [OURS, PLAIN], batch=2)
+    assert len(list(run_contests([contest], 2, run))) == 3
+    assert calls == [OURS, PLAIN, OURS]
+    assert contest.summary()["problems"] == {PLAIN: "no room"}
+    contest.readings.clear()
+    with pytest.raises(UserError, match="nothing was measured"):
+        contest.summary()
+
+
+def benchmark(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script changes the first entry
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "model", *arguments])
+    monkeypatch.setenv("COLUMNS", "140")
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return int(caught.value.code or 0)
+
+
+def test_the_command_measures_every_peer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(Path("tiny.yaml"), tiny_recipe(**ALONE))
+    monkeypatch.setattr(models, "run_isolated", measure_model)  # a process takes seconds to start
+    arguments = (str(path), "audio.encoder.depth=1", "--batch", "2", "--steps", "2", "--device", "cpu")
+    assert benchmark(monkeypatch, *arguments, "--json", "found.json") == 0
+    shown = capsys.readouterr().out
+    assert all(f"│ {peer} " in shown for peer in (OURS, PLAIN, COMPLETE))
+    assert "tiny, 2 clips" in shown
+    assert "public code" not in shown
+    (found,) = json.loads(Path("found.json").read_text())["models"]
+    assert found["changes"] == ["audio.encoder.depth=1"]
+    losses = {peer: readings[0]["losses"] for peer, readings in found["rounds"].items()}
+    assert losses[PLAIN] == pytest.approx(losses[OURS], rel=1e-5)
+    assert losses[COMPLETE] != losses[OURS]
+    assert found["operations"] > 0
+
+
+def test_mistakes_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark(monkeypatch, "--only", "nobody") == 2
+    assert "--only nobody is not known: plain, all tokens or none" in capsys.readouterr().err
+    assert benchmark(monkeypatch, "missing.yaml") == 2
+    assert "missing.yaml" in capsys.readouterr().err
+    finetuning = tiny_recipe(video=None, fusion=None, task={"kind": "classify", "modalities": ["audio"]})
+    path = write(Path("finetune.yaml"), finetuning)
+    with pytest.raises(UserError, match="its task is classify"):
+        measure_model(ModelCase(str(path), [], batch=2, device="cpu"))
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_gives_the_same_losses() -> None:
+    path = write(Path("tiny.yaml"), tiny_recipe(**ALONE))
+    case = ModelCase(str(path), [], batch=2, steps=1, threads=1, device="cpu")
+    assert run_isolated(case).losses == pytest.approx(measure_model(case).losses, rel=1e-6)
+    with pytest.raises(UserError, match="tiny, ours"):
+        run_isolated(ModelCase(str(path), ["audio.mask_ratio=2"], batch=2))

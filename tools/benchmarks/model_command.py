@@ -1,0 +1,115 @@
+"""The command line: ``python tools/benchmark.py model``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mavil.structs import UserError
+from tools.benchmarks.machine import describe_machine
+from tools.benchmarks.model import RECIPES, build_contests, run_contests
+from tools.benchmarks.plain_model import OURS, PEERS
+from tools.benchmarks.references import LEAST_RATE
+
+_BYTES_PER_GB = 1e9
+PUBLIC = "public code, scaled"
+
+
+def model(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]... [KEY=VALUE]...", help="default: the audio family and MAViL, paper scale"),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="clips per pass; default: the public code's, else the recipe's")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="measured passes per round, after one that is not")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="times that everything is measured in turn")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"beside ours: {', '.join(PEERS[1:])}, or none; repeatable; default: all")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where it runs")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all readings there too")] = None,
+) -> None:
+    """Forward and backward passes of recipes on made-up inputs: time and memory, beside plain code and the public codes."""
+    named = [text for text in recipes or [] if "=" not in text]
+    changes = [text for text in recipes or [] if "=" in text]
+    peers = [OURS, *(PEERS[1:] if only is None else [name for name in only if name != "none"])]
+    if unknown := [name for name in peers if name not in PEERS]:
+        raise UserError(f"--only {unknown[0]} is not known: {', '.join(PEERS[1:])} or none")
+    console = Console()
+    machine = describe_machine()
+    contests = build_contests(
+        [Path(text) for text in named] or RECIPES,
+        changes,
+        peers,
+        batch=batch,
+        steps=steps,
+        threads=threads,
+        device=device,
+    )
+    with console.status("") as status:
+        for what in run_contests(contests, rounds):
+            status.update(what)
+    report = {"machine": machine, "models": [contest.summary() for contest in contests]}
+    print_models(report, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def print_models(report: dict[str, Any], console: Console) -> None:
+    """The machine, and of each recipe a row per peer and one of the public code."""
+    for name, value in report["machine"].items():
+        console.print(f"{name:>10}: {value}", highlight=False, soft_wrap=True)
+    for found in report["models"]:
+        console.print(_table(found))
+        ours = found["peers"][OURS]
+        console.print(
+            f"ours: {ours['operations_per_second'] / 1e9:.3g} GFLOP/s, {100 * ours['share_of_product']:.0f} % of a matrix "
+            f"product beside it ({ours['product_rate'] / 1e9:.3g}); memory: imports {ours['imports_bytes'] / _BYTES_PER_GB:.2f}, "
+            f"with the model {ours['model_bytes'] / _BYTES_PER_GB:.2f}, at most {ours['peak_bytes'] / _BYTES_PER_GB:.2f} GB",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for peer, problem in found["problems"].items():
+            console.print(f"{peer} left out: {problem}", highlight=False, soft_wrap=True)
+    if any(found["reference"] for found in report["models"]):
+        console.print(
+            f"public code: measured on a machine of at least {LEAST_RATE / 1e9:.0f} GFLOP/s, its seconds scaled to the matrix "
+            "product here; a busy machine slows both",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _table(found: dict[str, Any]) -> Table:
+    where = f"{found['device']}, {found['precision']}, {found['threads']} threads"
+    table = Table(title=f"{found['recipe']}, {found['batch']} clips, forward and backward, {where}")
+    table.add_column("", no_wrap=True)
+    for heading in ("s", "x ours", "core s", "x ours", "clips/s", "working GB", "x ours"):
+        table.add_column(heading, justify="right")
+    for peer, figures in found["peers"].items():
+        table.add_row(peer, *_cells(figures, figures["seconds"], f"{figures['clips_per_second']:.2f}"))
+    reference = found["reference"]
+    if reference is not None:
+        scaled = {**reference, "times_seconds": reference["times_scaled_seconds"]}
+        table.add_row(f"{PUBLIC} ({reference['seconds']:g} s there)", *_cells(scaled, reference["scaled_seconds"], ""))
+    return table
+
+
+def _cells(figures: dict[str, float], seconds: float, clips_per_second: str) -> list[str]:
+    return [
+        f"{seconds:.3f}",
+        f"{figures.get('times_seconds', 1):.2f}",
+        f"{figures['cpu_seconds']:.2f}",
+        f"{figures.get('times_cpu_seconds', 1):.2f}",
+        clips_per_second,
+        f"{figures['working_bytes'] / _BYTES_PER_GB:.2f}",
+        f"{figures['times_working_bytes']:.2f}",
+    ]
