@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from mavil.config import AudioBranch, BottleneckFusion, ClassifyTask, Duration, PretrainTask, Recipe, VideoBranch
+from mavil.models.build import build_masked
+from mavil.pipelines.ablation import load_ablation
 from mavil.recipe import change_recipe, dump_recipe, load_recipe, setting_paths
 from mavil.structs import UserError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if path.parent.name != "ablations"]  # of recipes, not recipes
+SOUND = [path for path in CONFIGS if re.match("audio_mae|mae_ast|msm_mae", path.stem)]
+"""Recipes of the audio family."""
 
 
 def write(folder: Path, text: str, name: str = "small.yaml") -> Path:
@@ -242,3 +253,119 @@ def test_a_truth_value_is_no_number(recipe_path: Path, change: str) -> None:
 def test_a_modality_twice_is_refused(recipe_path: Path) -> None:
     with pytest.raises(UserError, match="twice"):
         load_recipe(recipe_path, ["task.kind=classify", "task.modalities=[audio,audio]"])
+
+
+def changes_in(path: Path) -> list[list[str]]:
+    """What the comments of a recipe offer as ``key=value``: groups, two spaces or more around them."""
+    lines = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+    parts = [part for line in lines for part in re.split(r"\s{2,}", line)]
+    return [shlex.split(part) for part in parts if re.match(r"'?[a-z]+(\.[a-z_]+)+=", part)]
+
+
+@functools.cache
+def pretraining() -> dict[str, Recipe]:
+    """Those of the audio family by name."""
+    return {recipe.name: recipe for recipe in map(load_recipe, SOUND) if isinstance(recipe.task, PretrainTask)}
+
+
+OFFERED = [(path, group) for path in SOUND for group in changes_in(path)]
+
+
+@pytest.mark.parametrize(
+    ("path", "changes"), OFFERED, ids=lambda value: value.stem if isinstance(value, Path) else " ".join(value)
+)
+def test_what_the_comments_of_a_recipe_offer_changes_it(path: Path, changes: list[str]) -> None:
+    changed = load_recipe(path, changes)
+    for change in changes:
+        with contextlib.suppress(UserError):  # what needs the others
+            without = load_recipe(path, [one for one in changes if one != change])
+            assert without != changed, f"{change} is so anyway"
+
+
+def test_comments_of_recipes_offer_something() -> None:
+    assert len(OFFERED) > 20
+
+
+@pytest.mark.parametrize("path", SOUND, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipes_of_the_audio_family_are_sound_alone_and_begin_where_another_ends(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert (recipe.modalities, recipe.video, recipe.fusion) == (("audio",), None, None)
+    if isinstance(recipe.task, ClassifyTask):
+        start = pretraining()[Path(str(recipe.task.weights)).name].audio
+        assert recipe.audio is not None
+        assert start is not None
+        for setting in ("spectrogram", "num_mel_bins", "patch", "stride", "positions", "token_order", "cls_token"):
+            assert getattr(recipe.audio, setting) == getattr(start, setting), setting
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("pretrain/audio_mae", 4e-4),
+        ("pretrain/mae_ast_patch", 1e-4),
+        ("pretrain/msm_mae", 1.5e-4 * 512 / 128),
+        ("finetune/audio_mae_as2m", 2e-4),
+        ("finetune/audio_mae_as20k", 1.25e-4),
+        ("finetune/mae_ast_esc50", 1e-4),
+        ("finetune/mae_ast_commands1", 1e-5),
+        ("finetune/mae_ast_speaker", 1e-4),
+        ("finetune/msm_mae_probe_esc50", 3e-4),
+        ("finetune/msm_mae_speaker", 5e-4),
+    ],
+)
+def test_applied_learning_rates_are_the_published_ones(name: str, rate: float) -> None:
+    """Some projects give a rate per 256 clips, some per 128, some the applied one."""
+    recipe = load_recipe(ROOT / "configs" / f"{name}.yaml")
+    assert recipe.trainer.global_batch is not None
+    assert recipe.optimizer.base_lr * recipe.trainer.global_batch / 256 == pytest.approx(rate, rel=1e-3)
+    assert name.endswith(("commands1", "mae_ast_speaker")) == (recipe.schedule.min_lr == rate)  # constant in s3prl
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "millions"),
+    [
+        ("audio_mae", [], 136.34),
+        ("audio_mae_global", [], 111.00),
+        ("audio_mae", ["audio.encoder.width=384", "audio.encoder.num_heads=6"], 72.28),
+        ("mae_ast_frame", [], 99.83),
+        ("msm_mae", [], 92.81 - (66 * 768 + 66 * 384) / 1e6),  # published with the tables, which nobody trains
+    ],
+)
+def test_models_have_the_published_number_of_parameters(name: str, changes: list[str], millions: float) -> None:
+    with torch.device("meta"):
+        model = build_masked(load_recipe(ROOT / "configs" / "pretrain" / f"{name}.yaml", changes))
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+@pytest.mark.parametrize("name", ["audio_mae_compat", "mae_ast_compat"])
+def test_every_compatible_choice_is_explained(name: str) -> None:
+    path = ROOT / "configs" / "pretrain" / f"{name}.yaml"
+    (base,) = re.findall("^base: (.*)$", path.read_text(), re.MULTILINE)
+    compatible, right = (
+        values_of(load_recipe(path).model_dump()),
+        values_of(load_recipe(path.parent / base).model_dump()),
+    )
+    different = {key for key in compatible if compatible[key] != right.get(key)} - {"name"}
+    assert len(different) > 2
+    explained = (ROOT / "docs" / "audio_family.md").read_text().partition("## Known defects")[2]
+    assert not {key for key in different if f"`{key}`" not in explained}
+
+
+def values_of(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value of a recipe by its path; lengths of training whole."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        is_group = isinstance(value, dict) and "unit" not in value
+        found |= values_of(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return found
+
+
+def test_every_fold_of_esc50_is_evaluated_on_what_it_was_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    ablation = load_ablation(Path("slurm/pipelines/esc50_folds.yaml"))
+    assert ablation.seeds == [1, 2, 3, 4, 5]
+    assert len(ablation.rows) > 1
+    for row in ablation.rows:
+        for fold, point in row.runs.items():
+            data = load_recipe(point.arguments[0], point.arguments[1:]).data
+            assert (data.train, data.evaluation) == (f"shards/esc50_without_fold{fold}", f"shards/esc50_fold{fold}")

@@ -6,7 +6,7 @@
     recipe: configs/tiny/stage1.yaml
     out: runs/ablations/chain      # runs lie in OUT/VARIANT/seed_S, those of a grid in OUT/VARIANT/VALUES/seed_S
     seeds: [0, 1, 2]
-    changes: {data.train: shards/train, data.evaluation: shards/gallery}   # settings of every run
+    changes: {data.train: shards/train, data.evaluation: shards/gallery}   # settings of every run; {seed} is the run's seed
     variants:
       reconstruction: {changes: {task.contrast: null}}
       intra: {}
@@ -43,6 +43,8 @@ from mavil.pipelines.stages import (
 _KEYS = ("name", "recipe", "out", "seeds", "changes", "variants", "grid", "baseline", "measure", "resources")
 _VARIANT_KEYS = ("recipe", "changes")
 _MEASURE_KEYS = ("probes", "retrieval", "within", "train", "evaluation")
+SEED = "seed"
+"""As ``{seed}`` in changes: the number itself, so that runs of different seeds can be on different shards (cross-validation)."""
 TABLE = "table"
 """The stage that measures what there is and writes the table."""
 
@@ -153,7 +155,9 @@ def load_ablation(path: Path, out: Path | None = None, seeds: list[int] | None =
     if variants == {"": {}} and cells == [{}]:
         raise PlanError(f"{path}: the ablation has neither variants nor a grid")
     texts = {one: _texts(tree, variant, path) for one, variant in variants.items()}
-    dependencies = {one: references_in([*settings.values()]) for one, settings in texts.items()}
+    dependencies = {
+        one: [name for name in references_in(settings.values()) if name != SEED] for one, settings in texts.items()
+    }
     if "" in variants and dependencies[""]:
         raise PlanError(f"{path}: changes refer to {{{dependencies[''][0]}}}, but there are no variants")
     if named := references_in(value for cell in cells for value in cell.values()):
@@ -182,8 +186,9 @@ def _variants(tree: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     variants = mapping_in(tree, "variants", str(path))
     for name in variants:
         check_name(name, f"{path}: the variant")
-        if name == TABLE:
-            raise PlanError(f"{path}: the variant {name!r} needs another name: this one is that of the last job")
+        if name in (TABLE, SEED):
+            taken = "this one is that of the last job" if name == TABLE else f"{{{SEED}}} is the seed of a run"
+            raise PlanError(f"{path}: the variant {name!r} needs another name: {taken}")
     found = {name: mapping_in(variants, name, f"{path}: variants") for name in variants}
     for name, variant in found.items():
         for key in variant:
@@ -209,7 +214,7 @@ def _row(
     for seed in seeds:
 
         def folder_of(other: str, seed: int = seed) -> Path:
-            return out / other / values / f"seed_{seed}"
+            return Path(str(seed)) if other == SEED else out / other / values / f"seed_{seed}"
 
         settings = {key: filled(text, folder_of) for key, text in (dict(texts) | dict(cell)).items()}
         settings.setdefault("name", "-".join([ablation, *name.split("/"), f"seed_{seed}"]))

@@ -100,6 +100,18 @@ def test_seeds_and_the_folder_can_be_chosen_and_reach_the_table() -> None:
     assert (table.waits, table.depends_on) == ("for any end", ["none", "intra", "stage2"])
 
 
+def test_the_seed_can_choose_the_shards_for_folds() -> None:
+    changes = '{data.train: "shards/without_fold{seed}", data.evaluation: "shards/fold{seed}"}'
+    folds = load(f"{{recipe: a.yaml, seeds: [1, 5], changes: {changes}, variants: {{x: {{}}, y: {{}}}}, baseline: x}}")
+    assert folds.rows[0].runs[5].arguments[1:3] == ["data.train=shards/without_fold5", "data.evaluation=shards/fold5"]
+    assert folds.rows[1].runs[1].arguments[1:3] == ["data.train=shards/without_fold1", "data.evaluation=shards/fold1"]
+    # No run is waited for: the word is no variant, and may stand where there are none.
+    assert all(job.after == () for job in jobs_of(folds.stages))
+    grid = load(f"{{recipe: a.yaml, seeds: [2], changes: {changes}, grid: {{x.y: [1]}}}}")
+    assert grid.rows[0].runs[2].arguments[1] == "data.train=shards/without_fold2"
+    assert grid.rows[0].runs[2].run == Path("runs/ablations/chain/y_1/seed_2")
+
+
 def test_what_is_measured_becomes_options() -> None:
     measure = "{probes: [label, speaker], retrieval: false, within: speaker, train: t, evaluation: e}"
     options = load(f"{{recipe: a.yaml, variants: {{x: {{}}}}, measure: {measure}}}").measure.options()
@@ -131,6 +143,7 @@ def test_what_is_measured_becomes_options() -> None:
         ("variants: {x: {change: {}}}", "variant x has no 'change': did you mean changes?"),
         ("variants: {x: {recipe: c.yaml}}", "variant x: c.yaml: no such recipe"),
         ("variants: {table: {}}", "variant 'table' needs another name"),
+        ("variants: {seed: {}}", "variant 'seed' needs another name: {seed} is the seed of a run"),
         ("variants: {a b: {}}", "variant 'a b' needs a name of letters"),
         ("variants: {x: {}}, measures: {}", "an ablation has no 'measures': did you mean measure?"),
         ("variants: {x: {}}, measure: {probe: [label]}", "measure has no 'probe': did you mean probes?"),

@@ -118,6 +118,33 @@ def test_pipelines_that_ship_hold_recipes_that_can_be_read(name: str, monkeypatc
                 assert str(teacher and teacher.run) == f"runs/{name}/stage{int(stage.name[-1]) - 1}"
 
 
+@pytest.mark.parametrize(("name", "num_starts"), [("mae_ast_study", 12), ("mae_ast_tiny", 2)])
+def test_in_the_study_each_run_begins_from_tokens_of_its_own_kind(
+    name: str, num_starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one it follows began everything from patches, which frames could not load."""
+    monkeypatch.chdir(ROOT)
+    recipes = {
+        point.run: load_recipe(point.arguments[0], point.arguments[1:])
+        for stage in load_pipeline(ROOT / "slurm" / "pipelines" / f"{name}.yaml")
+        for point in (stage.points if stage.is_training else [])
+    }
+    starts = {run: Path(recipe.task.weights) for run, recipe in recipes.items() if recipe.task.weights}
+    assert len(starts) == num_starts
+    for run, start in starts.items():
+        own, before = recipes[run], recipes[start]
+        assert own.audio is not None
+        assert before.audio is not None
+        assert start.name in str(run)
+        for setting in ("patch", "encoder", "spectrogram", "positions"):
+            known = getattr(before.audio, setting)
+            expected = (
+                known.model_copy(update={"layer_drop": own.audio.encoder.layer_drop}) if setting == "encoder" else known
+            )
+            assert getattr(own.audio, setting) == expected, (run, setting)
+        assert own.data.train != own.data.evaluation
+
+
 def test_a_recipe_is_called_as_mavil_calls_it(tmp_path: Path) -> None:
     Path("base.yaml").write_text("{name: below, trainer: {device: cpu}}")
     Path("b.yaml").write_text("base: base.yaml")

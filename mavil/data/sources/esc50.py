@@ -13,13 +13,15 @@ from mavil.structs import Clip, UserError
 
 META = Path("meta") / "esc50.csv"
 SUBSET, FOLDS = "esc10", ("fold1", "fold2", "fold3", "fold4", "fold5")
+WITHOUT = "without_"
 
 
 def read_esc50(source: Path, options: SourceOptions) -> Listing:
     """Clips in the list's order, classes in the order of ``target``; metadata ``fold``, ``esc10`` and ``take``.
 
-    The split is a comma list: ``esc10`` is the ten-class subset, ``fold1`` .. ``fold5`` are joined (``esc10,fold1,fold2``).
-    ``source_id`` is the freesound recording. The media folder may hold the files in another format (``audio_16k/*.flac``).
+    The split is a comma list: ``esc10`` is the ten-class subset, ``fold1`` .. ``fold5`` are joined (``esc10,fold1,fold2``),
+    and ``without_fold1`` is the other four, to train on what ``fold1`` is evaluated on. ``source_id`` is the freesound
+    recording. The media folder may hold the files in another format (``audio_16k/*.flac``).
 
     Raises:
         UserError: the list is not there, the split is unknown, or none of the clips has a file.
@@ -54,8 +56,15 @@ def _split(split: str | None) -> tuple[tuple[str, ...], bool]:
     """(folds, only ESC-10)."""
     words = [word.strip() for word in (split or "").split(",") if word.strip()]
     for word in words:
-        if word not in (SUBSET, *FOLDS):
+        if word != SUBSET and word.removeprefix(WITHOUT) not in FOLDS:
             raise UserError(
-                f"ESC-50 has no split {word!r}: write {SUBSET}, {', '.join(FOLDS)}, or several with commas between them"
+                f"ESC-50 has no split {word!r}: write {SUBSET}, {', '.join(FOLDS)}, {WITHOUT}{FOLDS[0]} ..., or several with "
+                "commas between them"
             )
-    return tuple(word for word in words if word in FOLDS) or FOLDS, SUBSET in words
+    left_out = [word.removeprefix(WITHOUT) for word in words if word.startswith(WITHOUT)]
+    named = [word for word in words if word in FOLDS]
+    if left_out and named:
+        raise UserError(
+            f"--split {split} names folds to take and folds to leave out: write either {named[0]} or {WITHOUT}{left_out[0]}"
+        )
+    return tuple(fold for fold in FOLDS if fold not in left_out and (fold in named or not named)), SUBSET in words

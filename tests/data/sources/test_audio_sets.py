@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,9 @@ def test_esc50_keeps_folds_and_the_order_of_its_targets(tmp_path: Path) -> None:
         ("fold1", ["1-100032-A-0", "1-100038-A-14"]),
         ("fold1,fold5", ["1-100032-A-0", "1-100038-A-14", "5-9032-A-1"]),
         ("esc10, fold5", ["5-9032-A-1"]),
+        ("without_fold1", ["5-9032-A-1"]),
+        ("without_fold5,without_fold2", ["1-100032-A-0", "1-100038-A-14"]),
+        ("without_fold5,esc10", ["1-100032-A-0"]),
     ],
 )
 def test_esc50_in_parts(tmp_path: Path, split: str, keys: list[str]) -> None:
@@ -62,6 +66,8 @@ def test_esc50_from_a_resampled_folder(tmp_path: Path) -> None:
     assert by_key(listing) == {"1-100032-A-0": str(media / "1-100032-A-0.flac")}
     with pytest.raises(UserError, match="ESC-50 has no split 'fold6'"):
         read_source(tmp_path, SourceOptions(split="fold6"))
+    with pytest.raises(UserError, match="write either fold1 or without_fold2"):
+        read_source(tmp_path, SourceOptions(split="fold1,without_fold2"))
 
 
 def speech_commands(root: Path) -> Path:
@@ -107,6 +113,45 @@ def test_speech_commands_in_the_order_of_a_class_file(tmp_path: Path) -> None:
     (source / "testing_list.txt").unlink()
     with pytest.raises(UserError, match=r"testing_list\.txt: cannot be read"):
         read_source(source, SourceOptions(format="speech_commands"))
+
+
+def noise(path: Path, seconds: float, rate: int = 16000) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(bytes(2 * int(seconds * rate)))
+
+
+def test_speech_commands_with_the_twelve_classes_of_superb(tmp_path: Path) -> None:
+    source = speech_commands(tmp_path / "sc")
+    noise(source / "_background_noise_/white_noise.wav", 21.7)
+    noise(source / "_background_noise_/pink_noise.wav", 1.0, rate=8000)
+    listing = read_source(source, SourceOptions(split="12"))
+    assert listing.classes == (
+        *("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "_unknown_", "_silence_"),
+    )
+    words = [(clip.labels, clip.metadata["word"]) for clip in listing.clips if clip.start_seconds is None]
+    assert words == [(("_unknown_",), "cat"), (("right",), "right"), (("right",), "right")]
+    silence = [clip for clip in listing.clips if clip.labels == ("_silence_",)]
+    assert [Path(clip.path).stem for clip in silence] == ["pink_noise", *21 * ["white_noise"]]
+    assert [(clip.start_seconds, clip.end_seconds) for clip in silence[1:3]] == [(0.0, 1.0), (1.0, 2.0)]
+    assert len({clip.key for clip in listing.clips}) == len(listing.clips)
+    parts = {part: read_source(source, SourceOptions(split=f"12,{part}")) for part in ("train", "validation", "test")}
+    counts = {part: sum(clip.labels == ("_silence_",) for clip in found.clips) for part, found in parts.items()}
+    assert counts == {"train": 18, "validation": 2, "test": 2}
+    assert sum(len(found.clips) for found in parts.values()) == len(listing.clips)
+    assert all(found.classes == listing.classes for found in parts.values())
+
+
+def test_speech_commands_without_usable_noise_has_no_twelve_classes(tmp_path: Path) -> None:
+    source = speech_commands(tmp_path / "sc")
+    with pytest.raises(UserError, match=r"white_noise\.wav: cannot be read as a WAV file"):
+        read_source(source, SourceOptions(split="12"))  # an empty file
+    (source / "_background_noise_/white_noise.wav").unlink()
+    with pytest.raises(UserError, match="no WAV file of noise here"):
+        read_source(source, SourceOptions(split="12,test"))
+    with pytest.raises(UserError, match="no split 'train,test'"):
+        read_source(source, SourceOptions(split="train,test"))
 
 
 def test_voxceleb_speakers_are_labels(tmp_path: Path) -> None:
