@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from mavil.structs import UserError
@@ -34,6 +33,9 @@ def classification_metrics(scores: Tensor, targets: Tensor, multi_label: bool) -
     scored = [c for c in range(num_classes) if positives[c] > 0]
     if not scored:
         raise ValueError(f"none of the {num_clips} clips has a label: average precision needs at least one positive")
+    # Takes more than a second to import, and pre-training does without.
+    from sklearn.metrics import average_precision_score
+
     precisions = [average_precision_score(is_positive[:, c].numpy(), scores[:, c].numpy()) for c in scored]
     metrics = {
         "map": sum(precisions) / len(scored),

@@ -221,7 +221,11 @@ def _environment() -> dict[str, str]:
 
 def _serve() -> None:
     """What the launcher's process does: an order in, an answer out, one line of JSON each."""
-    import mavil.cli  # noqa: F401 (what a child then has already imported)
+    import typer.main
+
+    from mavil.cli import app
+
+    dict(typer.main.get_command(app).commands)  # every verb: what a child then has already imported
 
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"{len(threads)} threads: a fork would copy their locks"
