@@ -8,7 +8,7 @@ from mavil.pipelines.reading import PlanError
 from mavil.structs import UserError
 
 EXIT_CODES: dict[type[Exception], int] = {UserError: 2, PlanError: 2, Interrupted: Interrupted.exit_code}
-"""By kind of error. 1 is left to unexpected ones (with a traceback), 3 to a demo whose checks failed, 4 to a pipeline or an
-ablation of which a run failed."""
+"""By kind of error. 1 is left to unexpected ones (with a traceback), 3 to checks that failed (demo, HEAR's rules), 4 to a
+pipeline, an ablation or HEAR tasks of which one failed."""
 EXIT_CHECKS_FAILED = 3
 EXIT_STAGE_FAILED = 4
