@@ -75,6 +75,7 @@ def wait_for_start(trainer: Desk, run: str, job: str, restart: int) -> None:
     until(lambda: max(trainer.steps(run), default=0) > before + 3, PATIENCE, trainer.logs)
 
 
+@pytest.mark.slow  # more than two minutes, nearly all of it SLURM's own waits
 def test_preempted_requeued_and_a_rank_killed(trainer: Desk, quiet: dict[int, dict[str, float]]) -> None:
     job = start(trainer, "busy")
 
