@@ -88,6 +88,9 @@ def test_a_padded_clip_is_encoded_as_alone(stack: Stack, positions: str, cls_tok
     if positions == "sincos_1d":
         alone = encoder(patches[1:, :5], torch.arange(5)[None])
         torch.testing.assert_close(padded[1, : prefix + 5], alone[0], atol=1e-5, rtol=1e-5)
+    if positions == "sincos_1d":  # a token of padding has no position: only its patch
+        entered = encoder.embed(patches, is_padding=is_padding)[1, prefix + 5 :]
+        torch.testing.assert_close(entered, encoder.input_norm(encoder.patch_embed(patches))[1, 5:])
     *_, last = encoder.layers(patches, is_padding)
     assert torch.equal(last, padded)
 
