@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, DropPath, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mavil.structs import MODALITIES, Modality
 
@@ -99,6 +100,7 @@ class PreNormBlock(Block):
             attn_drop=stack.dropout,
             drop_path=drop_path,
             norm_layer=stack.layer_norm,  # type: ignore[arg-type]
+            mlp_layer=LeanMlp,
         )
         if not stack.key_bias:
             self.attn = stack.attention()
@@ -106,7 +108,9 @@ class PreNormBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """``[B, K, D]`` to the same; ``attn_mask`` as in torch's attention."""
-        return _perhaps_left_out(x, super().forward(x, attn_mask=attn_mask), self.layer_drop if self.training else 0.0)
+        if _is_left_out(self):
+            return _passed_by(self, x)
+        return super().forward(x, attn_mask=attn_mask)
 
 
 class PostNormBlock(nn.Module):
@@ -116,16 +120,17 @@ class PostNormBlock(nn.Module):
         super().__init__()
         self.attn = stack.attention()
         self.norm1 = stack.layer_norm(stack.width)
-        self.mlp = Mlp(stack.width, int(stack.width * stack.mlp_ratio), drop=(0.0, stack.dropout))
+        self.mlp = LeanMlp(stack.width, int(stack.width * stack.mlp_ratio), drop=(0.0, stack.dropout))
         self.norm2 = stack.layer_norm(stack.width)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.layer_drop = stack.layer_drop
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """``[B, K, D]`` to the same; ``attn_mask`` as in torch's attention."""
+        if _is_left_out(self):
+            return _passed_by(self, x)
         attended = self.norm1(x + self.drop_path(self.attn(x, attn_mask=attn_mask)))
-        after = self.norm2(attended + self.drop_path(self.mlp(attended)))
-        return _perhaps_left_out(x, after, self.layer_drop if self.training else 0.0)
+        return self.norm2(attended + self.drop_path(self.mlp(attended)))
 
 
 class KeylessBiasAttention(Attention):
@@ -146,14 +151,64 @@ class KeylessBiasAttention(Attention):
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
-def _perhaps_left_out(before: Tensor, after: Tensor, probability: float) -> Tensor:
-    """A block's output, or with some probability its input, for the whole batch.
+class LeanMlp(Mlp):
+    """timm's MLP, which keeps one hidden activation for the backward pass instead of two: GELU is computed again there."""
 
-    The block is computed either way: on several ranks every parameter has a gradient, zero where its block was left out.
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, K, D]`` to the same."""
+        # A compiler decides by itself what to compute again. A dropout behind GELU would have to be drawn again as well.
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or (self.training and self.drop1.p > 0):
+            return super().forward(x)
+        operands = [self.fc1(x), self.fc2.weight, cast(Tensor, self.fc2.bias)]
+        if torch.is_autocast_enabled(x.device.type):
+            operands = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in operands]
+        return self.drop2(_GeluLinear.apply(*operands))
+
+
+class _GeluLinear(torch.autograd.Function):
+    """``linear(gelu(hidden), weight, bias)``, of which ``hidden`` is kept and ``gelu(hidden)``, as large, is not.
+
+    Sums are those of torch's own backward pass, in its order.
     """
-    if probability == 0.0:
-        return after
-    return torch.where(torch.rand((), device=before.device) < probability, before, after)
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return F.linear(F.gelu(hidden), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        gradient, rows = gradient.flatten(0, -2), hidden.flatten(0, -2)
+        of_hidden = of_weight = of_bias = None
+        if ctx.needs_input_grad[1]:
+            of_weight = gradient.t() @ F.gelu(rows)
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum(0)
+        if ctx.needs_input_grad[0]:
+            of_hidden = gradient @ weight
+            # In place: at this moment most memory is in use.
+            torch.ops.aten.gelu_backward.grad_input(of_hidden, rows, grad_input=of_hidden)
+            of_hidden = of_hidden.view_as(hidden)
+        return of_hidden, of_weight, of_bias
+
+
+class _HasLayerDrop(Protocol):
+    """A block that training leaves out with a probability."""
+
+    layer_drop: float
+    training: bool
+
+
+def _is_left_out(block: _HasLayerDrop) -> bool:
+    """Draw whether a block is left out, for the whole batch. By the CPU's random numbers: a GPU's would have to be waited for."""
+    return block.training and block.layer_drop > 0 and torch.rand(()).item() < block.layer_drop
+
+
+def _passed_by(block: nn.Module, x: Tensor) -> Tensor:
+    """What enters a block that is left out. All its parameters have a gradient, zero: where several ranks train they must."""
+    return x + 0.0 * torch.stack([parameter.sum() for parameter in block.parameters()]).sum()
 
 
 class SharedBlock(PreNormBlock):
@@ -172,9 +227,10 @@ class SharedBlock(PreNormBlock):
         if alone is not None:
             norms = cast(nn.ModuleDict, self.alone_norms[alone])
             norm1, norm2 = norms["norm1"], norms["norm2"]
+        if _is_left_out(self):
+            return _passed_by(self, x)
         after = x + self.drop_path1(self.attn(norm1(x), attn_mask=attn_mask))
-        after = after + self.drop_path2(self.mlp(norm2(after)))
-        return _perhaps_left_out(x, after, self.layer_drop if self.training else 0.0)
+        return after + self.drop_path2(self.mlp(norm2(after)))
 
 
 def joint_key_mask(tokens: Mapping[Modality, Tensor], present: Presence | None) -> Tensor | None:

@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from mavil.models.layers import Stack, initialise
+from mavil.models.layers import LeanMlp, Stack, initialise
 from mavil.structs import TokenGrid
 
 MIN_TEMPERATURE = 0.01
 """A smaller temperature counts as this one [source Audio-MAE]."""
 OFFSET_WIDTH, OFFSET_DROPOUT = 384, 0.1
 """Hidden channels and, in training, dropout of the network that gives the bias of an offset [source Audio-MAE]."""
+EPSILON = 1e-12
+"""A shorter query counts as this long; torch's own for ``normalize``."""
 APART = -100.0
 """Added to the logit of two cells that meet in a window only because the shift wraps around [source Audio-MAE]."""
 
@@ -81,18 +83,23 @@ class WindowAttention(nn.Module):
 
     def forward(self, windows: Tensor, apart: Tensor | None) -> Tensor:
         """``[B, W, n, E]`` to the same; ``apart`` ``[W, n, n]`` is added to the logits."""
+        batch, num_windows = windows.shape[:2]
         qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))
-        # Windows and heads on one axis: torch's fused kernels take four axes, no more.
-        queries, keys, values = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # [B, W heads, n, head width] each
-        temperature = self.temperature.clamp(min=MIN_TEMPERATURE).repeat(windows.shape[1])[:, None, None]
-        queries = (F.normalize(queries, dim=-1) / temperature).to(values.dtype)
+        queries, keys, values = qkv.permute(3, 0, 1, 4, 2, 5).flatten(1, 3)  # [B W heads, n, head width] each
+        # Logits are few, so that a query's length is divided out of them. Keys are normalised themselves: the product of two long
+        # vectors could overflow in fp16.
+        keys = F.normalize(keys, dim=-1).to(values.dtype)
+        logits = torch.bmm(queries, keys.mT).unflatten(0, (batch, num_windows, self.num_heads))
+        lengths = torch.linalg.vector_norm(
+            queries, dim=-1, keepdim=True, dtype=torch.promote_types(queries.dtype, torch.float32)
+        )
+        temperature = self.temperature.clamp(min=MIN_TEMPERATURE)[:, None, None]
+        cosine = logits * lengths.clamp(min=EPSILON).reciprocal().unflatten(0, logits.shape[:3])
         bias = self.offset_bias(self.offsets).permute(2, 0, 1)  # [heads, n, n]
         if apart is not None:
             bias = bias + apart[:, None]
-        bias = bias.to(values.dtype).expand(windows.shape[1], -1, -1, -1).flatten(0, 1)[None]
-        keys = F.normalize(keys, dim=-1).to(values.dtype)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
-        mixed = mixed.unflatten(1, (-1, self.num_heads))  # [B, W, heads, n, head width]
+        weights = (cosine / temperature + bias).softmax(dim=-1).flatten(0, 2).to(values.dtype)
+        mixed = torch.bmm(weights, values).unflatten(0, (batch, num_windows, self.num_heads))
         return self.proj(mixed.transpose(2, 3).flatten(-2))
 
 
@@ -132,7 +139,7 @@ class WindowedBlock(nn.Module):
         norm = partial(nn.LayerNorm, eps=layer_norm_eps)
         self.attn = WindowAttention(width, num_heads, window)
         self.norm1 = norm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = LeanMlp(width, int(width * mlp_ratio))
         self.norm2 = norm(width)
         self.register_buffer(
             "apart", wrapped_apart(grid_cells, window, shift) if any(shift) else None, persistent=False

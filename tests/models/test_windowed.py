@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -156,6 +157,18 @@ def test_saved_are_weights_only() -> None:
     linears = ("attn.qkv", "attn.proj", "attn.offset_bias.fc1", "attn.offset_bias.fc2", "mlp.fc1", "mlp.fc2")
     pairs = {f"{name}.{kind}" for name in (*linears, "norm1", "norm2") for kind in ("weight", "bias")}
     assert set(block.state_dict()) == {"attn.temperature", *pairs}
+
+
+def test_only_the_direction_of_queries_and_keys_counts_and_long_ones_do_not_overflow() -> None:
+    attention = WindowAttention(8, 2, (2, 2)).eval()
+    windows, longer = torch.randn(1, 3, 4, 8), copy.deepcopy(attention)
+    with torch.no_grad():
+        longer.qkv.weight[:16] *= 1e4
+        longer.qkv.bias[:16] *= 1e4
+    expected = attention(windows, None)
+    torch.testing.assert_close(longer(windows, None), expected)
+    with torch.autocast("cpu", torch.float16):
+        torch.testing.assert_close(longer(windows, None).float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_the_bias_of_an_offset_is_dropped_out_in_training_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,20 @@ from mavil.structs import UserError
 from mavil.tasks.pretrain import Pretraining
 from tests.support.recipes import tiny_recipe
 from tools.benchmarks import model as models
-from tools.benchmarks.model import Contest, build_contests, reference_for, run_contests, run_isolated
-from tools.benchmarks.model_process import WARM_UP_STEPS, ModelCase, ModelReading, measure_model
+from tools.benchmarks.model import Contest, build_contests, run_contests, run_isolated
+from tools.benchmarks.model_process import measure_model
+from tools.benchmarks.passes import WARM_UP_STEPS, ModelCase, ModelReading
 from tools.benchmarks.plain_loop import build_task, random_inputs
-from tools.benchmarks.plain_model import COMPLETE, OURS, PLAIN, complete_changes, plain_attention, written_plainly
-from tools.benchmarks.references import LEAST_RATE, REFERENCES
-from tools.benchmarks.training import operations_per_clip
+from tools.benchmarks.plain_model import (
+    COMPLETE,
+    OURS,
+    PLAIN,
+    PUBLIC,
+    complete_changes,
+    plain_attention,
+    written_plainly,
+)
+from tools.benchmarks.public_process import CODES
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "benchmark.py"
 CPU = torch.device("cpu")
@@ -117,7 +126,7 @@ def write(path: Path, recipe: Recipe) -> Path:
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tools.benchmarks.model_process._PRODUCT_SIDE", {"cpu": 64})
+    monkeypatch.setattr("tools.benchmarks.passes._PRODUCT_SIDE", {"cpu": 64})
 
 
 def reading_of(seconds: list[float], rate: float = 1e9, **more: Any) -> ModelReading:
@@ -127,43 +136,65 @@ def reading_of(seconds: list[float], rate: float = 1e9, **more: Any) -> ModelRea
     )
 
 
-def test_peers_are_multiples_of_ours_and_the_reference_is_scaled() -> None:
+def test_peers_are_multiples_of_ours() -> None:
     path = SCRIPT.parents[1] / "configs" / "pretrain" / "msm_mae.yaml"
     contest = Contest(path, [], {OURS: ModelCase(str(path), [], 8), PLAIN: ModelCase(str(path), [], 8, PLAIN)})
     contest.readings = {
-        OURS: [reading_of([1.0, 9.0, 2.0], 2 * LEAST_RATE), reading_of([2.0, 3.0], 2 * LEAST_RATE)],
-        PLAIN: [reading_of([4.0], peak_bytes=700)],
+        OURS: [reading_of([1.0, 9.0, 2.0], 2e11), reading_of([2.0, 3.0], 2e11)],
+        PLAIN: [reading_of([4.0], peak_bytes=900)],
     }
     found = contest.summary()
-    ours, plain, reference = found["peers"][OURS], found["peers"][PLAIN], found["reference"]
+    ours, plain = found["peers"][OURS], found["peers"][PLAIN]
     assert (ours["seconds"], ours["lowest_seconds"], ours["clips_per_second"]) == (2.0, 1.0, 4.0)
-    assert (plain["times_seconds"], plain["times_working_bytes"]) == (2.0, 3.0)
-    assert ours["share_of_product"] == pytest.approx(found["operations"] / 2.0 / (2 * LEAST_RATE))
-    assert reference["scaled_seconds"] == pytest.approx(0.62 / 2)
-    assert reference["times_scaled_seconds"] == pytest.approx(0.62 / 2 / 2)
-    assert reference["times_cpu_seconds"] == pytest.approx(1.22 / 2)
-    assert reference["times_working_bytes"] == pytest.approx((1.32e9 - 0.229e9) / 200)
+    assert (plain["times_seconds"], plain["times_peak_bytes"]) == (2.0, 3.0)
+    assert (plain["working_bytes"], plain["times_working_bytes"]) == (800, 4.0)
+    assert ours["share_of_product"] == pytest.approx(found["operations"] / 2.0 / 2e11)
 
 
-def test_a_reference_counts_only_in_its_own_conditions() -> None:
-    own = reading_of([1.0])
-    assert reference_for("msm_mae", [], own, 8) is REFERENCES["msm_mae"]
-    assert reference_for("msm_mae", ["audio.num_steps=96"], own, 8) is None
-    assert reference_for("msm_mae", [], own, 4) is None
-    assert reference_for("msm_mae", [], reading_of([1.0], precision="bf16"), 8) is None
-    assert reference_for("msm_mae", [], reading_of([1.0], device="NVIDIA"), 8) is None
-    assert reference_for("mavil_stage1", [], own, 8) is None
+def test_a_public_code_is_a_peer_of_the_unchanged_recipe_that_computes_the_same() -> None:
+    def cases(changes: list[str], **more: Any) -> dict[str, ModelCase]:
+        contests = build_contests([models.RECIPES[0].with_name("msm_mae.yaml")], changes, [OURS], **more)
+        return contests[0].cases
+
+    public = cases([], public=Path("codes"))[PUBLIC]
+    assert (public.public, public.batch, public.changes) == ("codes", 8, [])
+    assert cases([], public=Path("codes"), batch=2)[PUBLIC].batch == 2
+    assert set(cases(["audio.num_steps=96", "audio.seconds=0.96"], public=Path("codes"))) == {OURS}
+    assert set(cases([])) == {OURS}
+    assert set(CODES) <= {path.stem for path in models.RECIPES[0].parent.glob("*.yaml")}
 
 
-def test_references_belong_to_recipes_and_the_least_rate_follows_from_them() -> None:
-    assert set(REFERENCES) <= {path.stem for path in models.RECIPES[0].parent.glob("*.yaml")}
-    contests = {contest.path.stem: contest for contest in build_contests(models.RECIPES, [], [OURS])}
-    assert {name: c.cases[OURS].batch for name, c in contests.items() if name in REFERENCES} == {
-        name: reference.batch for name, reference in REFERENCES.items() if name in contests
-    }
-    case, reference = contests["msm_mae_512"].cases[OURS], REFERENCES["msm_mae_512"]
-    operations = operations_per_clip(models.read_recipe(Path(case.recipe), case.changes)) * case.batch
-    assert operations / reference.seconds == pytest.approx(LEAST_RATE, rel=0.01)
+PUBLIC_MODEL = """
+import numpy
+from torch import nn
+from torch._six import container_abcs, inf
+class Model(nn.Module):
+    def __init__(self, img_size, use_cls_token):
+        super().__init__()
+        assert use_cls_token
+        self.layer = nn.Linear(img_size[1], numpy.float(1) and 1)
+    def forward(self, clips, mask_ratio):
+        print("what a program says")
+        return self.layer(clips).square().mean() * mask_ratio, None, None
+mae_vit_base_patch16x16_dec384d4b = Model
+"""
+
+
+def test_a_public_code_runs_from_its_folder_and_what_is_missing_is_said() -> None:
+    package = Path("codes/msm-mae/msm_mae")
+    package.mkdir(parents=True)
+    package.joinpath("models_mae.py").write_text(PUBLIC_MODEL)
+    case = ModelCase("msm_mae.yaml", [], batch=3, peer=PUBLIC, steps=2, threads=1, device="cpu", public="codes")
+    reading = run_isolated(case)
+    assert len(reading.losses) == WARM_UP_STEPS + 2
+    assert len(reading.seconds) == 2
+    assert (reading.device, reading.precision, reading.threads) == ("cpu", "fp32", 1)
+    assert 0 < reading.imports_bytes <= reading.model_bytes <= reading.peak_bytes
+    package.joinpath("models_mae.py").write_text("import a_package_that_is_not_there")
+    with pytest.raises(UserError, match=r"msm_mae, public code: .*No module named 'a_package_that_is_not_there'"):
+        run_isolated(case)
+    with pytest.raises(UserError, match=r"nowhere has no folder msm-mae: docs/audio_family\.md says"):
+        run_isolated(replace(case, public="nowhere"))
 
 
 def test_what_is_not_possible_is_left_out_of_later_rounds() -> None:
@@ -202,7 +233,7 @@ def test_the_command_measures_every_peer(monkeypatch: pytest.MonkeyPatch, capsys
     shown = capsys.readouterr().out
     assert all(f"│ {peer} " in shown for peer in (OURS, PLAIN, COMPLETE))
     assert "tiny, 2 clips" in shown
-    assert "public code" not in shown
+    assert PUBLIC not in shown
     (found,) = json.loads(Path("found.json").read_text())["models"]
     assert found["changes"] == ["audio.encoder.depth=1"]
     losses = {peer: readings[0]["losses"] for peer, readings in found["rounds"].items()}

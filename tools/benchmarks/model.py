@@ -1,4 +1,4 @@
-"""How long forward and backward passes of recipes take and what memory they need, beside plainer ways and the public codes."""
+"""How long forward and backward passes of recipes take and what memory they need, beside plainer ways and public codes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from mavil.commands.assemble import read_recipe
 from mavil.structs import UserError
-from tools.benchmarks.model_process import READING, ModelCase, ModelReading
-from tools.benchmarks.plain_model import COMPLETE, OURS, complete_changes
-from tools.benchmarks.references import LEAST_RATE, REFERENCES, Reference
+from tools.benchmarks.passes import READING, ModelCase, ModelReading
+from tools.benchmarks.plain_model import COMPLETE, OURS, PUBLIC, complete_changes
+from tools.benchmarks.public_process import CODES
 from tools.benchmarks.training import operations_per_clip
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ class Contest:
     problems: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """Medians over all passes of all rounds; peers as multiples of ours, and what the public code needed.
+        """Medians over all passes of all rounds; peers also as multiples of ours.
 
         Raises:
             UserError: ours itself did not run.
@@ -63,7 +63,7 @@ class Contest:
         ours = peers[OURS]
         for figures in peers.values():
             figures |= {f"times_{key}": figures[key] / ours[key] for key in ("seconds", "cpu_seconds") if ours[key]}
-            figures["times_working_bytes"] = figures["working_bytes"] / max(1, ours["working_bytes"])
+            figures |= {f"times_{key}": figures[key] / max(1, ours[key]) for key in ("peak_bytes", "working_bytes")}
         operations = operations_per_clip(recipe) * case.batch
         ours |= {
             "operations_per_second": operations / ours["seconds"],
@@ -72,7 +72,6 @@ class Contest:
         found = {"recipe": recipe.name, "changes": self.changes, "batch": case.batch}
         found |= {name: getattr(first, name) for name in ("device", "precision", "threads")}
         found |= {"operations": operations, "peers": peers, "problems": self.problems}
-        found["reference"] = _beside(reference_for(self.path.stem, self.changes, first, case.batch), ours)
         return found | {"rounds": {p: [asdict(r) for r in readings] for p, readings in self.readings.items()}}
 
 
@@ -85,8 +84,11 @@ def build_contests(
     steps: int = 5,
     threads: int | None = None,
     device: str = "auto",
+    public: Path | None = None,
 ) -> list[Contest]:
-    """The cases of every recipe; ``batch`` is by default the one the public code was measured with, else the recipe's.
+    """The cases of every recipe; ``batch`` is by default the one of :data:`CODES`, else the recipe's.
+
+    ``public`` is the folder of the public codes, each of which is a peer of the recipes that compute the same, unchanged.
 
     Raises:
         UserError: a recipe cannot be read, or a change does not fit it.
@@ -94,12 +96,14 @@ def build_contests(
     contests = []
     for path in paths:
         recipe = read_recipe(path, list(changes))
-        reference = REFERENCES.get(path.stem)
-        size = batch or (reference.batch if reference else recipe.trainer.device_batch)
+        code = CODES.get(path.stem)
+        size = batch or (code.batch if code else recipe.trainer.device_batch)
         cases = {}
         for peer in peers:
             own = [*changes, *(complete_changes(recipe) if peer == COMPLETE else [])]
             cases[peer] = ModelCase(str(path), own, size, peer, steps, threads, device)
+        if public is not None and code is not None and not changes:
+            cases[PUBLIC] = replace(cases[OURS], peer=PUBLIC, public=str(public))
         contests.append(Contest(path, list(changes), cases))
     return contests
 
@@ -132,21 +136,14 @@ def run_isolated(case: ModelCase) -> ModelReading:
         path = Path(folder) / "case.json"
         path.write_text(json.dumps(asdict(case)), encoding="utf-8")
         places = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-        command = [sys.executable, "-m", "tools.benchmarks.model_process", str(path)]
+        module = "public_process" if case.peer == PUBLIC else "model_process"
+        command = [sys.executable, "-m", f"tools.benchmarks.{module}", str(path)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if answer.returncode:
             lines = [line for line in answer.stderr.splitlines() if line] or [f"ended with {answer.returncode}"]
             raise UserError(f"{Path(case.recipe).stem}, {case.peer}: {lines[-1]}")
         return ModelReading(**json.loads(path.with_name(READING).read_text(encoding="utf-8")))
-
-
-def reference_for(name: str, changes: Sequence[str], reading: ModelReading, batch: int) -> Reference | None:
-    """The public code's figures, where ours were taken in the same conditions: CPU, float32, size and batch."""
-    reference = REFERENCES.get(name)
-    if reference is None or changes or reading.device != "cpu" or reading.precision != "fp32":
-        return None
-    return reference if reference.batch == batch else None
 
 
 def _figures(readings: Sequence[ModelReading], batch: int) -> dict[str, float]:
@@ -164,19 +161,4 @@ def _figures(readings: Sequence[ModelReading], batch: int) -> dict[str, float]:
             name: float(median(getattr(reading, name) for reading in readings))
             for name in ("imports_bytes", "model_bytes", "peak_bytes", "working_bytes")
         },
-    }
-
-
-def _beside(reference: Reference | None, ours: dict[str, float]) -> dict[str, float] | None:
-    """The public code's figures, its seconds also scaled to this machine, and all as multiples of ours."""
-    if reference is None:
-        return None
-    scaled = reference.seconds * LEAST_RATE / ours["product_rate"]
-    return {
-        **{name: getattr(reference, name) for name in ("seconds", "cpu_seconds", "peak_bytes", "working_bytes")},
-        "scaled_seconds": scaled,
-        "times_seconds": reference.seconds / ours["seconds"],
-        "times_cpu_seconds": reference.cpu_seconds / max(ours["cpu_seconds"], 1e-9),
-        "times_scaled_seconds": scaled / ours["seconds"],
-        "times_working_bytes": reference.working_bytes / max(1, ours["working_bytes"]),
     }

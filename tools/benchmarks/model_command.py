@@ -14,10 +14,8 @@ from mavil.structs import UserError
 from tools.benchmarks.machine import describe_machine
 from tools.benchmarks.model import RECIPES, build_contests, run_contests
 from tools.benchmarks.plain_model import OURS, PEERS
-from tools.benchmarks.references import LEAST_RATE
 
 _BYTES_PER_GB = 1e9
-PUBLIC = "public code, scaled"
 
 
 def model(
@@ -35,6 +33,9 @@ def model(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="where it runs")] = "auto",
+    public: Annotated[
+        Path | None, typer.Option(help="also run the public codes cloned into this folder, see docs/audio_family.md")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write all readings there too")] = None,
 ) -> None:
     """Forward and backward passes of recipes on made-up inputs: time and memory, beside plain code and the public codes."""
@@ -53,6 +54,7 @@ def model(
         steps=steps,
         threads=threads,
         device=device,
+        public=public,
     )
     with console.status("") as status:
         for what in run_contests(contests, rounds):
@@ -79,27 +81,16 @@ def print_models(report: dict[str, Any], console: Console) -> None:
         )
         for peer, problem in found["problems"].items():
             console.print(f"{peer} left out: {problem}", highlight=False, soft_wrap=True)
-    if any(found["reference"] for found in report["models"]):
-        console.print(
-            f"public code: measured on a machine of at least {LEAST_RATE / 1e9:.0f} GFLOP/s, its seconds scaled to the matrix "
-            "product here; a busy machine slows both",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def _table(found: dict[str, Any]) -> Table:
     where = f"{found['device']}, {found['precision']}, {found['threads']} threads"
     table = Table(title=f"{found['recipe']}, {found['batch']} clips, forward and backward, {where}")
     table.add_column("", no_wrap=True)
-    for heading in ("s", "x ours", "core s", "x ours", "clips/s", "working GB", "x ours"):
+    for heading in ("s", "x ours", "core s", "x ours", "clips/s", "peak GB", "x ours"):
         table.add_column(heading, justify="right")
     for peer, figures in found["peers"].items():
         table.add_row(peer, *_cells(figures, figures["seconds"], f"{figures['clips_per_second']:.2f}"))
-    reference = found["reference"]
-    if reference is not None:
-        scaled = {**reference, "times_seconds": reference["times_scaled_seconds"]}
-        table.add_row(f"{PUBLIC} ({reference['seconds']:g} s there)", *_cells(scaled, reference["scaled_seconds"], ""))
     return table
 
 
@@ -110,6 +101,6 @@ def _cells(figures: dict[str, float], seconds: float, clips_per_second: str) -> 
         f"{figures['cpu_seconds']:.2f}",
         f"{figures.get('times_cpu_seconds', 1):.2f}",
         clips_per_second,
-        f"{figures['working_bytes'] / _BYTES_PER_GB:.2f}",
-        f"{figures['times_working_bytes']:.2f}",
+        f"{figures['peak_bytes'] / _BYTES_PER_GB:.2f}",
+        f"{figures['times_peak_bytes']:.2f}",
     ]

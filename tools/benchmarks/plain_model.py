@@ -20,9 +20,9 @@ from mavil.models.masked import MaskedLearner
 from mavil.models.tokens import select
 from mavil.structs import MaskedViews, Modality
 
-OURS, PLAIN, COMPLETE = "ours", "plain", "all tokens"
+OURS, PLAIN, COMPLETE, PUBLIC = "ours", "plain", "all tokens", "public code"
 PEERS = (OURS, PLAIN, COMPLETE)
-"""The model as it is; written plainly; as it is, but the encoders see all tokens but one."""
+"""The model as it is; written plainly; as it is, but the encoders see all tokens but one. :data:`PUBLIC` runs by itself."""
 
 
 def complete_changes(recipe: Recipe) -> list[str]:

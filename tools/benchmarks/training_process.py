@@ -39,6 +39,7 @@ from mavil.engine.run.folder import start_run
 from mavil.engine.trainer import Trainer
 from mavil.recipe import dump_recipe
 from mavil.structs import Batch
+from tools.benchmarks.passes import peak_bytes
 from tools.benchmarks.plain_loop import PlainLoop, build_task, random_inputs, vocabulary_of
 
 WARM_UP_STEPS = 3
@@ -197,17 +198,6 @@ def _checkpoint_of(trainer: Trainer, device: torch.device) -> Checkpoint:
         random=random_state(device),
         averages={},
     )
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory so far: of the device, or on a CPU of this process; 0 where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    for line in status.read_text(encoding="ascii").splitlines() if status.exists() else []:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def measure(case: Case) -> Reading:

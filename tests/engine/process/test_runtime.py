@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import os
+import platform
 import random
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -178,6 +180,18 @@ def test_results_repeat_on_the_cpu_always_and_on_cuda_when_asked() -> None:
         ("cuda", False): (False, False, None),
         ("cuda", True): (True, False, ":4096:8"),
     }
+
+
+@pytest.mark.usefixtures("_settings_as_before")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asked of glibc alone")
+def test_memory_that_is_given_back_is_not_fetched_from_the_system_again() -> None:
+    runtime.settle(CPU, None)
+    fetched = []
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**25)  # 128 MiB, 32768 pages
+        fetched.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert min(fetched) < 1000, "every block is new"  # some are: small ones get between them
 
 
 def test_generators_come_back_where_they_were() -> None:
