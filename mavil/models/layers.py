@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,13 @@ class Stack:
 
 
 class PreNormBlock(Block):
-    """``x += attention(norm1(x))``, then ``x += mlp(norm2(x))`` [source MAE]: timm's block with what a stack asks for."""
+    """``x += attention(norm1(x))``, then ``x += mlp(norm2(x))`` [source MAE]: timm's block with what a stack asks for.
+
+    Attributes:
+        always_computed: also where it is left out, so that its gradients are ready in the order of all other times.
+    """
+
+    always_computed = False
 
     def __init__(self, stack: Stack, drop_path: float = 0.0) -> None:
         super().__init__(
@@ -108,13 +114,17 @@ class PreNormBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """``[B, K, D]`` to the same; ``attn_mask`` as in torch's attention."""
-        if _is_left_out(self):
-            return _passed_by(self, x)
-        return super().forward(x, attn_mask=attn_mask)
+        return _perhaps_left_out(self, x, lambda: super(PreNormBlock, self).forward(x, attn_mask=attn_mask))
 
 
 class PostNormBlock(nn.Module):
-    """``x = norm1(x + attention(x))``, then ``x = norm2(x + mlp(x))``: BERT's and wav2vec 2.0's block [source MAE-AST]."""
+    """``x = norm1(x + attention(x))``, then ``x = norm2(x + mlp(x))``: BERT's and wav2vec 2.0's block [source MAE-AST].
+
+    Attributes:
+        always_computed: as :class:`PreNormBlock`'s.
+    """
+
+    always_computed = False
 
     def __init__(self, stack: Stack, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -127,8 +137,9 @@ class PostNormBlock(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """``[B, K, D]`` to the same; ``attn_mask`` as in torch's attention."""
-        if _is_left_out(self):
-            return _passed_by(self, x)
+        return _perhaps_left_out(self, x, lambda: self._passed(x, attn_mask))
+
+    def _passed(self, x: Tensor, attn_mask: Tensor | None) -> Tensor:
         attended = self.norm1(x + self.drop_path(self.attn(x, attn_mask=attn_mask)))
         return self.norm2(attended + self.drop_path(self.mlp(attended)))
 
@@ -194,20 +205,16 @@ class _GeluLinear(torch.autograd.Function):
         return of_hidden, of_weight, of_bias
 
 
-class _HasLayerDrop(Protocol):
-    """A block that training leaves out with a probability."""
+def _perhaps_left_out(block: PreNormBlock | PostNormBlock, x: Tensor, passed: Callable[[], Tensor]) -> Tensor:
+    """What leaves a block, or with its probability in training what enters it, for the whole batch.
 
-    layer_drop: float
-    training: bool
-
-
-def _is_left_out(block: _HasLayerDrop) -> bool:
-    """Draw whether a block is left out, for the whole batch. By the CPU's random numbers: a GPU's would have to be waited for."""
-    return block.training and block.layer_drop > 0 and torch.rand(()).item() < block.layer_drop
-
-
-def _passed_by(block: nn.Module, x: Tensor) -> Tensor:
-    """What enters a block that is left out. All its parameters have a gradient, zero: where several ranks train they must."""
+    Every parameter of a block that is left out has a gradient, zero: other ranks may not leave it out.
+    """
+    # By the CPU's random numbers: for a GPU's one would have to wait.
+    if not (block.training and block.layer_drop > 0 and torch.rand(()).item() < block.layer_drop):
+        return passed()
+    if block.always_computed:
+        return torch.where(torch.ones((), dtype=torch.bool, device=x.device), x, passed())
     return x + 0.0 * torch.stack([parameter.sum() for parameter in block.parameters()]).sum()
 
 
@@ -227,10 +234,12 @@ class SharedBlock(PreNormBlock):
         if alone is not None:
             norms = cast(nn.ModuleDict, self.alone_norms[alone])
             norm1, norm2 = norms["norm1"], norms["norm2"]
-        if _is_left_out(self):
-            return _passed_by(self, x)
-        after = x + self.drop_path1(self.attn(norm1(x), attn_mask=attn_mask))
-        return after + self.drop_path2(self.mlp(norm2(after)))
+
+        def passed() -> Tensor:
+            attended = x + self.drop_path1(self.attn(norm1(x), attn_mask=attn_mask))
+            return attended + self.drop_path2(self.mlp(norm2(attended)))
+
+        return _perhaps_left_out(self, x, passed)
 
 
 def joint_key_mask(tokens: Mapping[Modality, Tensor], present: Presence | None) -> Tensor | None:

@@ -15,6 +15,7 @@ from fairscale.optim import OSS
 from torch import Tensor, nn
 
 from mavil import distributed
+from mavil.engine.blocks import stacks_of
 from mavil.engine.optim import ADAM_EPS, adamw_settings, add_moments, optimizer_groups
 from mavil.engine.parallel.base import Groups, OptimizerState, Parallel, norm_over_ranks
 
@@ -41,6 +42,10 @@ class CutOptimizer(Parallel):
             for group in own_groups
             for parameter in group["params"]
         }
+        for block in (block for stack in stacks_of(model) for block in stack):
+            # Gradients are sent in the order in which they are ready. It must be the same on a rank that leaves a block out by
+            # chance, or gradients of different parameters would be added.
+            block.always_computed = True  # type: ignore[assignment]
         # No buckets: they keep gradients on every rank, and are sent, full or not, where fairscale thinks the backward pass ends
         # (see averaging). Buffers are constant tables here; which parameters are trained does not change during a run.
         wrapped = ShardedDataParallel(

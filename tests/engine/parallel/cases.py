@@ -1,4 +1,4 @@
-"""Three models that train under every kind of parallelism, and the same steps for all of them."""
+"""Models that train under every kind of parallelism, and the same steps for all of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mavil.engine.blocks import CheckpointKind, checkpoint_activations, compile_
 from mavil.engine.optim import set_learning_rate
 from mavil.engine.parallel import Parallel, ParallelKind, parallelise
 from mavil.models.build import build_classifier, build_masked
+from mavil.models.layers import Stack
 from mavil.structs import MODALITIES, Inputs, LossReport
 from mavil.tasks.base import ParameterGroup, Task, group_parameters
 from mavil.tasks.classify import Classification
@@ -108,6 +109,21 @@ class BlocksAlone(nn.Module):
         return values.sum(dim=1)
 
 
+class BlocksLeftOut(nn.Module):
+    """Blocks that are left out by chance, on every rank others."""
+
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.blocks = Stack(16, 4, 2, post_norm=True, layer_drop=drop).blocks()
+        self.embed = nn.Linear(1, 16)
+
+    def forward(self, values: Tensor) -> Tensor:
+        values = self.embed(values[..., None])
+        for block in self.blocks:
+            values = block(values)
+        return values.sum(dim=(1, 2))
+
+
 class OddTask:
     """Regression of a sum, with layer-wise learning rates."""
 
@@ -141,6 +157,7 @@ def classification(frozen: bool) -> Classification:
 TASKS: dict[str, Callable[[float], Any]] = {
     "odd": lambda drop: OddTask(OddModel(drop)),
     "blocks alone": lambda drop: OddTask(BlocksAlone()),
+    "left out": lambda drop: OddTask(BlocksLeftOut(drop)),
     "pretraining": lambda drop: pretraining(),
     "fine-tuning": lambda drop: classification(frozen=False),
     "probe": lambda drop: classification(frozen=True),

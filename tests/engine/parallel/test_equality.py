@@ -79,6 +79,19 @@ def test_blocks_computed_again_drop_what_they_dropped_before(kind: ParallelKind,
     assert plain.losses != alone("odd").losses
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_that_leave_out_other_blocks_train_together(kind: ParallelKind) -> None:
+    found, second = run_in_ranks(train, Run("left out", kind, drop=0.5))
+    assert (second.losses, second.norms) == (found.losses, found.norms)
+    assert_equal(found, left_out_under_ddp())
+    assert found.losses != alone("left out").losses
+
+
+@cache
+def left_out_under_ddp() -> Outcome:
+    return run_in_ranks(train, Run("left out", "ddp", drop=0.5))[0]
+
+
 def what_each_rank_holds(kind: ParallelKind) -> dict[str, int]:
     _, parallel = begin(Run("pretraining", kind))
     moments = [state["exp_avg"] for state in parallel.own_optimizer.state.values()]
