@@ -61,14 +61,24 @@ def normalised(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def embedding_std(embeddings: Tensor) -> Tensor:
+def embedding_std(embeddings: Tensor, present: Tensor | None = None) -> Tensor:
     """How far ``[B, D]`` embeddings spread: 1 like points all over the sphere, 0 all the same.
+
+    With ``present`` ``[B]`` bool only those of clips that have the modality count. Fewer than two cannot spread: they are 1, so
+    that gaps may hide a collapse and never make one up.
 
     The deviation over the clips of each value, averaged over values, times ``sqrt(D)`` [SimSiam, Chen & He 2021, section 4.1:
     the deviation of normalised outputs is ``1 / sqrt(D)`` where they do not collapse; VICReg, Bardes et al. 2022, keeps a
     deviation per dimension up]. The variance is unbiased, so small batches say the same as large ones.
     """
-    return embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5
+    factor = embeddings.shape[1] ** 0.5
+    if present is None:
+        return embeddings.std(dim=0).mean() * factor
+    count = present.sum()
+    mean = torch.where(present[:, None], embeddings, 0.0).sum(dim=0) / count.clamp(min=1)
+    squares = torch.where(present[:, None], embeddings - mean, 0.0).square().sum(dim=0)
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt().mean()
+    return torch.where(count < 2, 1.0, deviation * factor)
 
 
 @torch.no_grad()

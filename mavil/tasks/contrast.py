@@ -43,17 +43,19 @@ def contrast_terms(
         for m, views in pooled.items():
             name = f"{m}_intra_contrast"
             add(name, views[:, 0], views[:, 1], temperature, weight, present=present.get(m))
-    if not present:  # an absent modality's embedding would spread nothing
-        report.scalars |= collapse_indicators({modality: views[:, 0] for modality, views in pooled.items()})
+    report.scalars |= collapse_indicators({modality: views[:, 0] for modality, views in pooled.items()}, present)
     return report
 
 
-def collapse_indicators(pooled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def collapse_indicators(pooled: Mapping[Modality, Tensor], present: Mapping[Modality, Tensor]) -> dict[str, Tensor]:
     """Of pooled tokens ``[B, Z]`` by modality: how the embeddings spread, and with both how well partners agree.
 
-    One clip has nothing to spread: then there are none.
+    One clip has nothing to spread: then there are none. Where clips may lack a modality, only the deviation is told, of those
+    that have it (``present`` ``[B]`` bool by modality).
     """
     embeddings = {modality: normalised(rows) for modality, rows in pooled.items() if len(rows) > 1}
+    if present:
+        return {f"{m}_embedding_std": embedding_std(rows, present.get(m)) for m, rows in embeddings.items()}
     indicators: dict[str, Tensor] = {}
     for modality, rows in embeddings.items():
         indicators[f"{modality}_embedding_std"] = embedding_std(rows)

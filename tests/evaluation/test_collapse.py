@@ -57,6 +57,18 @@ def test_tokens_that_are_all_alike_have_no_deviation_though_each_is_normalised()
     assert target_statistics(token.expand(4, 9, 32))[1].item() == pytest.approx(0.0, abs=1e-6)
 
 
+def test_only_clips_that_have_the_modality_spread_and_fewer_than_two_do_not_collapse() -> None:
+    rows, present = spread_out(6, 16), torch.tensor([True, False, True, True, False, False])
+    rows[1] = torch.nan
+    expected = embedding_std(rows[present])
+    assert embedding_std(rows, present).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert embedding_std(rows, torch.arange(6) == 0).item() == 1
+    assert embedding_std(rows, torch.zeros(6, dtype=torch.bool)).item() == 1
+    same = normalised(torch.ones(6, 16))
+    same[4:] = spread_out(2, 16)
+    assert embedding_std(same, torch.arange(6) < 4).item() == pytest.approx(0.0, abs=1e-5)
+
+
 def test_agreement_counts_what_is_counted() -> None:
     generator = torch.Generator().manual_seed(0)
     predictions, targets = (torch.randn(*shape, 5, generator=generator) for shape in ((2, 3, 4), (3, 4)))
@@ -93,6 +105,7 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     "compute",
     [
         lambda rows: embedding_std(normalised(rows)),
+        lambda rows: embedding_std(normalised(rows), rows[:, 0] > 0),
         lambda rows: uniformity(normalised(rows)),
         lambda rows: alignment(normalised(rows), normalised(rows)),
         lambda rows: target_statistics(rows[None])[1],

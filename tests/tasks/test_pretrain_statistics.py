@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,18 @@ def test_a_collapsed_encoder_shows() -> None:
     assert abs(float(scalars["audio_embedding_std"])) < 1e-3
     assert abs(float(scalars["audio_embedding_uniformity"])) < 1e-3
     assert float(scalars["video_embedding_std"]) > 0.1
+
+
+def test_with_gaps_the_clips_that_have_a_modality_spread() -> None:
+    task, has_audio = make_task(has_gaps=True), torch.tensor([True, True, False, True])
+    inputs = replace(random_inputs(4), audio_present=has_audio, video_present=torch.ones(4, dtype=torch.bool))
+    present = {"audio": has_audio, "video": inputs.video_present}
+    output = task.model(task.patches(inputs), task.views(inputs, task.plan), present)
+    audio, video = (normalised(output.pooled[m][0]) for m in ("audio", "video"))
+    scalars = task.loss(inputs, 0).scalars
+    assert scalars.keys() & (EMBEDDINGS | {"audio_video_alignment"}) == {"audio_embedding_std", "video_embedding_std"}
+    torch.testing.assert_close(scalars["audio_embedding_std"], embedding_std(audio[has_audio]))
+    torch.testing.assert_close(scalars["video_embedding_std"], embedding_std(video))
 
 
 class Reads(TorchDispatchMode):
