@@ -116,6 +116,7 @@ def _tokens(recipe: Recipe) -> dict[str, dict[str, object]]:
 
 
 def _count(module: nn.Module, *args: object, method: str = "forward") -> int:
+    module.eval()  # training may leave blocks out by chance
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         getattr(module, method)(*args)
     return counter.get_total_flops() // 2  # the counter counts a multiply-add as two operations
@@ -165,11 +166,15 @@ def _teacher_cost(recipe: Recipe, model: MaskedLearner, patches: dict[Modality, 
     return {"teacher": _count(model, patches, 1, True, teacher.context, method="contextualise")}
 
 
+_KEPT_VALUES = 13
+"""Per token and channel of a block with fused attention: 34 bytes in half precision (Korthikanti et al. 2022, without the
+attention matrix), less 8 of GELU's output, which is computed again (:class:`mavil.models.layers.LeanMlp`)."""
+
+
 def _memory(recipe: Recipe, model: MaskedLearner | Classifier, device_batch: int) -> dict[str, float]:
     """Rough memory of one rank in GiB: float32 weights, gradients and two Adam moments, and kept activations.
 
-    A teacher adds its own weights. Activations: a pre-norm block with fused attention keeps about 34 bytes per token and
-    channel in half precision (Korthikanti et al. 2022, without the attention matrix). An estimate, not a measurement.
+    A teacher adds its own weights. An estimate, not a measurement.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
@@ -185,16 +190,16 @@ def _memory(recipe: Recipe, model: MaskedLearner | Classifier, device_batch: int
         tokens, encoder, decoder = branch.grid().num_tokens, branch.encoder, branch.decoder
         if isinstance(recipe.task, ClassifyTask):
             seen = seen_in_fine_tuning(recipe.task.masking, {modality: branch.grid()}).get(modality, tokens)
-            kept += 0 if recipe.task.frozen else 17 * seen * encoder.width * encoder.depth
+            kept += 0 if recipe.task.frozen else _KEPT_VALUES * seen * encoder.width * encoder.depth
             continue
         plan = view_plan(recipe)
         assert plan is not None
         visible = plan.visible_tokens(modality)
-        kept += 17 * visible * encoder.width * encoder.depth
-        kept += 17 * plan.num_predicted * tokens * decoder.width * decoder.depth
+        kept += _KEPT_VALUES * visible * encoder.width * encoder.depth
+        kept += _KEPT_VALUES * plan.num_predicted * tokens * decoder.width * decoder.depth
         if recipe.fusion is not None:
             predicted = plan.num_predicted * plan.num_visible(modality)
-            kept += 17 * predicted * encoder.width * recipe.fusion.depth
+            kept += _KEPT_VALUES * predicted * encoder.width * recipe.fusion.depth
     gib = 1024.0**3
     return {
         "weights": 4 * everything * (2 if has_teacher else 1) / gib,

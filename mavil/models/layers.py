@@ -211,7 +211,7 @@ def _perhaps_left_out(block: PreNormBlock | PostNormBlock, x: Tensor, passed: Ca
     Every parameter of a block that is left out has a gradient, zero: other ranks may not leave it out.
     """
     # By the CPU's random numbers: for a GPU's one would have to wait.
-    if not (block.training and block.layer_drop > 0 and torch.rand(()).item() < block.layer_drop):
+    if not (block.training and block.layer_drop > 0 and torch.rand((), device="cpu").item() < block.layer_drop):
         return passed()
     if block.always_computed:
         return torch.where(torch.ones((), dtype=torch.bool, device=x.device), x, passed())

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mavil.commands.assemble import task_for
 from mavil.commands.inspect import inspect_recipe
-from mavil.recipe import load_recipe
+from mavil.recipe import change_recipe, load_recipe
 from mavil.structs import Inputs
 from tests.commands.conftest import Outcome
+from tests.support.recipes import tiny_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -85,6 +86,12 @@ def test_cost_is_what_a_counter_counts_in_a_real_loss(changes: list[str]) -> Non
     total = forward.get_total_flops() + backward.get_total_flops()
     # The gradient of patches is nobody's, so a step is a little less than three forward passes.
     assert total / 2 / 4 == pytest.approx(printed["training_step"], rel=0.08)
+
+
+def test_blocks_that_training_may_leave_out_cost_as_others() -> None:
+    recipe = change_recipe(tiny_recipe(), "audio.encoder.depth=4")
+    dropping = change_recipe(recipe, "audio.encoder.layer_drop=0.9")
+    assert inspect_recipe(dropping).multiply_adds == inspect_recipe(recipe).multiply_adds
 
 
 def test_cost_of_a_teacher_does_not_grow_with_the_views() -> None:
