@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from mavil.seeds import uniform_draws
@@ -46,6 +45,8 @@ def draw_mixing(seeds: Tensor, probability: float, beta: float, may_mix: Tensor 
             number.
         may_mix: ``[B]`` bool, those that may be mixed, as the first and as the second; ``None``: all.
     """
+    from scipy.special import betaincinv  # only who mixes waits for it
+
     candidates = torch.arange(len(seeds)) if may_mix is None else may_mix.cpu().nonzero()[:, 0]
     if len(candidates) < 2:
         return None

@@ -16,6 +16,8 @@ from tools.benchmarks.model import RECIPES, build_contests, run_contests
 from tools.benchmarks.plain_model import OURS, PEERS
 
 _BYTES_PER_GB = 1e9
+_FILE_WIDTH = 110
+"""Of what goes to a file or another program, which would else be cut at 80 columns."""
 
 
 def model(
@@ -45,6 +47,8 @@ def model(
     if unknown := [name for name in peers if name not in PEERS]:
         raise UserError(f"--only {unknown[0]} is not known: {', '.join(PEERS[1:])} or none")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
     machine = describe_machine()
     contests = build_contests(
         [Path(text) for text in named] or RECIPES,
@@ -87,20 +91,22 @@ def _table(found: dict[str, Any]) -> Table:
     where = f"{found['device']}, {found['precision']}, {found['threads']} threads"
     table = Table(title=f"{found['recipe']}, {found['batch']} clips, forward and backward, {where}")
     table.add_column("", no_wrap=True)
-    for heading in ("s", "x ours", "core s", "x ours", "clips/s", "peak GB", "x ours"):
+    for heading in ("s", "x ours", "core s", "x ours", "clips/s", "peak GB", "x ours", "beyond imports", "x ours"):
         table.add_column(heading, justify="right")
     for peer, figures in found["peers"].items():
-        table.add_row(peer, *_cells(figures, figures["seconds"], f"{figures['clips_per_second']:.2f}"))
+        table.add_row(peer, *_cells(figures))
     return table
 
 
-def _cells(figures: dict[str, float], seconds: float, clips_per_second: str) -> list[str]:
+def _cells(figures: dict[str, float]) -> list[str]:
     return [
-        f"{seconds:.3f}",
+        f"{figures['seconds']:.3f}",
         f"{figures.get('times_seconds', 1):.2f}",
         f"{figures['cpu_seconds']:.2f}",
         f"{figures.get('times_cpu_seconds', 1):.2f}",
-        clips_per_second,
+        f"{figures['clips_per_second']:.2f}",
         f"{figures['peak_bytes'] / _BYTES_PER_GB:.2f}",
         f"{figures['times_peak_bytes']:.2f}",
+        f"{figures['working_bytes'] / _BYTES_PER_GB:.2f}",
+        f"{figures['times_working_bytes']:.2f}",
     ]
