@@ -166,9 +166,9 @@ def _teacher_cost(recipe: Recipe, model: MaskedLearner, patches: dict[Modality, 
     return {"teacher": _count(model, patches, 1, True, teacher.context, method="contextualise")}
 
 
-_KEPT_VALUES = 13
-"""Per token and channel of a block with fused attention: 34 bytes in half precision (Korthikanti et al. 2022, without the
-attention matrix), less 8 of GELU's output, which is computed again (:class:`mavil.models.layers.LeanMlp`)."""
+_KEPT_VALUES = 12
+"""Per token and channel of a block, with fused attention and without dropout: its input and what is added up in it, both norms'
+outputs, queries, keys, values, what attention mixed, and four of the MLP."""
 
 
 def _memory(recipe: Recipe, model: MaskedLearner | Classifier, device_batch: int) -> dict[str, float]:

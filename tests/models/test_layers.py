@@ -8,6 +8,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mavil.commands.inspect import _KEPT_VALUES
 from mavil.engine.blocks import checkpoint_activations
 from mavil.models.layers import KeylessBiasAttention, LeanMlp, PostNormBlock, PreNormBlock, Stack
 
@@ -112,6 +113,14 @@ def test_the_lean_mlp_is_timms_to_the_bit_and_keeps_one_hidden_activation_less(d
     assert all(torch.equal(a, b) for a, b in zip(found["lean"][1], found["plain"][1], strict=True))
     if dtype is None:  # in bf16 the copies of weights are counted too
         assert found["plain"][2] - found["lean"][2] == 2 * 5 * 64
+
+
+@pytest.mark.parametrize("post_norm", [True, False])
+def test_a_block_keeps_what_the_estimate_of_memory_says(post_norm: bool) -> None:
+    (block,) = Stack(64, 1, 4, post_norm=post_norm).blocks()
+    tokens = torch.randn(2, 50, 64)
+    _, num_kept = kept_values(block, tokens)
+    assert num_kept / tokens.numel() == pytest.approx(_KEPT_VALUES, abs=0.2)  # and one number per query and head
 
 
 def test_the_lean_mlp_leaves_frozen_weights_alone() -> None:
