@@ -230,7 +230,9 @@ def test_the_command_measures_every_peer(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(models, "run_isolated", measure_model)  # a process takes seconds to start
     arguments = (str(path), "audio.encoder.depth=1", "--batch", "2", "--steps", "2", "--device", "cpu")
     assert benchmark(monkeypatch, *arguments, "--json", "found.json") == 0
-    shown = capsys.readouterr().out
+    told = capsys.readouterr()
+    shown = told.out
+    assert told.err.splitlines() == [f"round 1 of 1: tiny, {peer}" for peer in (OURS, PLAIN, COMPLETE)]
     assert all(f"│ {peer} " in shown for peer in (OURS, PLAIN, COMPLETE))
     assert "tiny, 2 clips" in shown
     assert PUBLIC not in shown

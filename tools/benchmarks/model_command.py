@@ -63,6 +63,8 @@ def model(
     with console.status("") as status:
         for what in run_contests(contests, rounds):
             status.update(what)
+            if not console.is_terminal:
+                typer.echo(what, err=True)
     report = {"machine": machine, "models": [contest.summary() for contest in contests]}
     print_models(report, console)
     if json_file is not None:
