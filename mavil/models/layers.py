@@ -165,15 +165,25 @@ class KeylessBiasAttention(Attention):
 class LeanMlp(Mlp):
     """timm's MLP, which keeps one hidden activation for the backward pass instead of two: GELU is computed again there."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, K, D]`` to the same."""
-        # A compiler decides by itself what to compute again. A dropout behind GELU would have to be drawn again as well.
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or (self.training and self.drop1.p > 0):
-            return super().forward(x)
-        operands = [self.fc1(x), self.fc2.weight, cast(Tensor, self.fc2.bias)]
-        if torch.is_autocast_enabled(x.device.type):
-            operands = [tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in operands]
-        return self.drop2(_GeluLinear.apply(*operands))
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if self.drop1.p == 0:  # what a dropout behind GELU leaves would have to be drawn again
+            self.act = nn.Identity()
+            self.fc2.__class__ = LinearOfGelu  # another layer would draw random numbers for its weights
+
+
+class LinearOfGelu(nn.Linear):
+    """A linear layer and the GELU in front of it."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[B, K, D]`` before GELU to what leaves the layer."""
+        # A compiler decides by itself what to compute again.
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(F.gelu(hidden))
+        operands = [hidden, self.weight, self.bias]
+        if torch.is_autocast_enabled(hidden.device.type):
+            operands = [tensor.to(torch.get_autocast_dtype(hidden.device.type)) for tensor in operands]
+        return _GeluLinear.apply(*operands)
 
 
 class _GeluLinear(torch.autograd.Function):
