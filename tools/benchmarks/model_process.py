@@ -1,6 +1,6 @@
 """One process of a model benchmark: forward and backward passes of one recipe, and the memory they take.
 
-python -m tools.benchmarks.model_process CASE.json
+Started as ``python -m tools.benchmarks.model_process CASE.json``.
 """
 
 from __future__ import annotations
