@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mavil.models.layers import Presence, Stack, initialise, joint_key_mask
+from mavil.models.lean import Dropout
 from mavil.models.tokens import CONVOLUTIONAL, ConvolutionalPositions, add_positions, select
 from mavil.models.windowed import PaddedGrid, build_windowed_blocks
 from mavil.structs import MODALITIES, MaskedView, Modality, TokenGrid
@@ -67,7 +68,7 @@ class Decoder(nn.Module):
         else:
             add_positions(self, "pos_embed", grid, stack.width, positions, self.num_prefix)
         self.input_norm = stack.input_norm()
-        self.input_dropout = nn.Dropout(stack.dropout)
+        self.input_dropout = Dropout(stack.dropout)
         if window is None:
             self.blocks, self.num_windowed = stack.blocks(), 0
         else:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mavil.models.layers import Stack, padding_mask
+from mavil.models.lean import Dropout
 from mavil.models.tokens import CONVOLUTIONAL, ConvolutionalPositions, PatchEmbed, add_positions, select
 from mavil.structs import TokenGrid
 
@@ -50,7 +51,7 @@ class Encoder(nn.Module):
         else:
             add_positions(self, "pos_embed", grid, stack.width, positions, self.num_prefix, trained_positions)
         self.input_norm = stack.input_norm()
-        self.input_dropout = nn.Dropout(stack.dropout)
+        self.input_dropout = Dropout(stack.dropout)
         self.blocks = stack.blocks()
         self.norm = stack.norm()
         for vector in (self.cls_token, self.modality_embed):

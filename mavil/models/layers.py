@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, DropPath, Mlp
+from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from mavil.models.lean import LeanMlp, SelfAttention
 from mavil.structs import MODALITIES, Modality
 
 LAYER_NORM_EPS = 1e-6
@@ -76,9 +76,9 @@ class Stack:
         """What stands after the last block: a LayerNorm for pre-norm blocks; the others end with one."""
         return nn.Identity() if self.post_norm else self.layer_norm(self.width)
 
-    def attention(self) -> Attention:
+    def attention(self) -> SelfAttention:
         """One block's attention."""
-        kind = Attention if self.key_bias else KeylessBiasAttention
+        kind = SelfAttention if self.key_bias else KeylessBiasAttention
         return kind(self.width, self.num_heads, qkv_bias=self.key_bias, attn_drop=self.dropout, proj_drop=self.dropout)
 
     @property
@@ -107,6 +107,7 @@ class PreNormBlock(Block):
             drop_path=drop_path,
             norm_layer=stack.layer_norm,  # type: ignore[arg-type]
             mlp_layer=LeanMlp,
+            attn_layer=SelfAttention,
         )
         if not stack.key_bias:
             self.attn = stack.attention()
@@ -144,7 +145,7 @@ class PostNormBlock(nn.Module):
         return self.norm2(attended + self.drop_path(self.mlp(attended)))
 
 
-class KeylessBiasAttention(Attention):
+class KeylessBiasAttention(SelfAttention):
     """Attention whose queries and values have a bias and whose keys have none; names as in BEiT [source MSM-MAE]."""
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float) -> None:
@@ -152,67 +153,8 @@ class KeylessBiasAttention(Attention):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """``[B, K, D]`` to the same."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, self.head_dim))
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)
-        dropout = self.attn_drop.p if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask, dropout, is_causal)
-        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
-
-
-class LeanMlp(Mlp):
-    """timm's MLP, which keeps one hidden activation for the backward pass instead of two: GELU is computed again there."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        if self.drop1.p == 0:  # what a dropout behind GELU leaves would have to be drawn again
-            self.act = nn.Identity()
-            self.fc2.__class__ = LinearOfGelu  # another layer would draw random numbers for its weights
-
-
-class LinearOfGelu(nn.Linear):
-    """A linear layer and the GELU in front of it."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``[B, K, D]`` before GELU to what leaves the layer."""
-        # A compiler decides by itself what to compute again.
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(F.gelu(hidden))
-        operands = [hidden, self.weight, self.bias]
-        if torch.is_autocast_enabled(hidden.device.type):
-            operands = [tensor.to(torch.get_autocast_dtype(hidden.device.type)) for tensor in operands]
-        return _GeluLinear.apply(*operands)
-
-
-class _GeluLinear(torch.autograd.Function):
-    """``linear(gelu(hidden), weight, bias)``, of which ``hidden`` is kept and ``gelu(hidden)``, as large, is not.
-
-    Sums are those of torch's own backward pass, in its order.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, weight)
-        return F.linear(F.gelu(hidden), weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        hidden, weight = ctx.saved_tensors
-        gradient, rows = gradient.flatten(0, -2), hidden.flatten(0, -2)
-        of_hidden = of_weight = of_bias = None
-        if ctx.needs_input_grad[1]:
-            of_weight = gradient.t() @ F.gelu(rows)
-        if ctx.needs_input_grad[2]:
-            of_bias = gradient.sum(0)
-        if ctx.needs_input_grad[0]:
-            of_hidden = gradient @ weight
-            # In place: at this moment most memory is in use.
-            torch.ops.aten.gelu_backward.grad_input(of_hidden, rows, grad_input=of_hidden)
-            of_hidden = of_hidden.view_as(hidden)
-        return of_hidden, of_weight, of_bias
+    def _project(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
 
 
 def _perhaps_left_out(block: PreNormBlock | PostNormBlock, x: Tensor, passed: Callable[[], Tensor]) -> Tensor:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from mavil.models.layers import LeanMlp, Stack, initialise
+from mavil.models.layers import Stack, initialise
+from mavil.models.lean import LeanMlp
 from mavil.structs import TokenGrid
 
 MIN_TEMPERATURE = 0.01
@@ -30,21 +31,20 @@ APART = -100.0
 """Added to the logit of two cells that meet in a window only because the shift wraps around [source Audio-MAE]."""
 
 
-def cut_windows(tokens: Tensor, cells: tuple[int, ...], window: tuple[int, ...]) -> Tensor:
-    """``[B, N, E]`` in the order of the grid to ``[B, W, n, E]``: W windows of n cells, both row-major."""
-    split = tokens.unflatten(1, _split(cells, window))
-    axes = range(len(cells))
-    order = [0, *(1 + 2 * axis for axis in axes), *(2 + 2 * axis for axis in axes), 1 + 2 * len(cells)]
-    return split.permute(order).reshape(len(tokens), -1, math.prod(window), tokens.shape[-1])
+def by_window(tokens: Tensor, cells: tuple[int, ...], window: tuple[int, ...]) -> Tensor:
+    """``[B, N, *rest]`` in the order of the grid to a view ``[B, *counts, *window, *rest]``: the windows along each axis, then
+    the cells of one."""
+    sizes = [part for count, size in zip(cells, window, strict=True) for part in (count // size, size)]
+    axes, num_rest = range(len(cells)), tokens.ndim - 2
+    rest = range(1 + 2 * len(cells), 1 + 2 * len(cells) + num_rest)
+    return tokens.unflatten(1, sizes).permute(0, *(1 + 2 * i for i in axes), *(2 + 2 * i for i in axes), *rest)
 
 
-def join_windows(windows: Tensor, cells: tuple[int, ...], window: tuple[int, ...]) -> Tensor:
-    """The exact inverse of :func:`cut_windows`."""
-    counts = [count // size for count, size in zip(cells, window, strict=True)]
-    split = windows.reshape(len(windows), *counts, *window, windows.shape[-1])
-    axes = len(cells)
-    order = [0, *(1 + axis + inside * axes for axis in range(axes) for inside in (0, 1)), 1 + 2 * axes]
-    return split.permute(order).reshape(len(windows), math.prod(cells), windows.shape[-1])
+def by_cell(windows: Tensor, cells: tuple[int, ...]) -> Tensor:
+    """The exact inverse of :func:`by_window`: ``[B, *counts, *window, *rest]`` to ``[B, N, *rest]``."""
+    axes, num_rest = len(cells), windows.ndim - 1 - 2 * len(cells)
+    order = [0, *(1 + i + inside * axes for i in range(axes) for inside in (0, 1))]
+    return windows.permute(*order, *range(1 + 2 * axes, 1 + 2 * axes + num_rest)).flatten(1, 2 * axes)
 
 
 def offsets_within(window: tuple[int, ...]) -> Tensor:
@@ -60,7 +60,7 @@ def wrapped_apart(cells: tuple[int, ...], window: tuple[int, ...], shift: tuple[
     for axis, (count, moved) in enumerate(zip(cells, shift, strict=True)):
         is_wrapped = torch.arange(count) >= count - moved
         part = 2 * part + is_wrapped.reshape([-1 if one == axis else 1 for one in range(len(cells))])
-    parts = cut_windows(part.reshape(1, -1, 1), cells, window)[0, :, :, 0]
+    parts = by_window(part.reshape(1, -1), cells, window).reshape(-1, math.prod(window))
     return APART * (parts[:, :, None] != parts[:, None]).float()
 
 
@@ -72,24 +72,24 @@ class WindowAttention(nn.Module):
 
     offsets: Tensor
 
-    def __init__(self, width: int, num_heads: int, window: tuple[int, ...]) -> None:
+    def __init__(self, width: int, num_heads: int, grid_cells: tuple[int, ...], window: tuple[int, ...]) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.grid_cells, self.window = num_heads, grid_cells, window
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.temperature = nn.Parameter(torch.ones(num_heads))
         self.offset_bias = Mlp(len(window), OFFSET_WIDTH, num_heads, act_layer=nn.ReLU, drop=OFFSET_DROPOUT)
         self.register_buffer("offsets", offsets_within(window), persistent=False)
 
-    def forward(self, windows: Tensor, apart: Tensor | None) -> Tensor:
-        """``[B, W, n, E]`` to the same; ``apart`` ``[W, n, n]`` is added to the logits."""
-        batch, num_windows = windows.shape[:2]
-        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))
-        queries, keys, values = qkv.permute(3, 0, 1, 4, 2, 5).flatten(1, 3)  # [B W heads, n, head width] each
+    def forward(self, tokens: Tensor, apart: Tensor | None) -> Tensor:
+        """``[B, N, E]`` in the order of the grid to the same; ``apart`` ``[W, n, n]`` is added to the logits."""
+        # One copy per tensor cuts windows and heads, and one joins them: the linear layers do not mind the order.
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        queries, keys, values = (self._cut(part) for part in qkv.unbind(2))  # [B W heads, n, head width] each
         # Logits are few, so that a query's length is divided out of them. Keys are normalised themselves: the product of two long
         # vectors could overflow in fp16.
         keys = F.normalize(keys, dim=-1).to(values.dtype)
-        logits = torch.bmm(queries, keys.mT).unflatten(0, (batch, num_windows, self.num_heads))
+        logits = torch.bmm(queries, keys.mT).unflatten(0, (len(tokens), -1, self.num_heads))
         lengths = torch.linalg.vector_norm(
             queries, dim=-1, keepdim=True, dtype=torch.promote_types(queries.dtype, torch.float32)
         )
@@ -99,8 +99,20 @@ class WindowAttention(nn.Module):
         if apart is not None:
             bias = bias + apart[:, None]
         weights = (cosine / temperature + bias).softmax(dim=-1).flatten(0, 2).to(values.dtype)
-        mixed = torch.bmm(weights, values).unflatten(0, (batch, num_windows, self.num_heads))
-        return self.proj(mixed.transpose(2, 3).flatten(-2))
+        return self.proj(self._joined(torch.bmm(weights, values), len(tokens)))
+
+    def _cut(self, part: Tensor) -> Tensor:
+        """``[B, N, heads, d]`` to ``[B W heads, n, d]``: W windows of n cells, both row-major."""
+        axes = len(self.window)
+        windows = by_window(part, self.grid_cells, self.window).movedim(-2, 1 + axes)
+        return windows.flatten(0, 1 + axes).flatten(1, axes)
+
+    def _joined(self, mixed: Tensor, batch: int) -> Tensor:
+        """``[B W heads, n, d]`` to ``[B, N, heads d]``."""
+        axes = len(self.window)
+        counts = [count // size for count, size in zip(self.grid_cells, self.window, strict=True)]
+        windows = mixed.unflatten(1, self.window).unflatten(0, (batch, *counts, self.num_heads)).movedim(1 + axes, -2)
+        return by_cell(windows, self.grid_cells).flatten(-2)
 
 
 class WindowedBlock(nn.Module):
@@ -135,9 +147,9 @@ class WindowedBlock(nn.Module):
     ) -> None:
         super().__init__()
         _check_window(grid_cells, window, shift)
-        self.grid_cells, self.window, self.shift = grid_cells, window, shift
+        self.grid_cells, self.shift = grid_cells, shift
         norm = partial(nn.LayerNorm, eps=layer_norm_eps)
-        self.attn = WindowAttention(width, num_heads, window)
+        self.attn = WindowAttention(width, num_heads, grid_cells, window)
         self.norm1 = norm(width)
         self.mlp = LeanMlp(width, int(width * mlp_ratio))
         self.norm2 = norm(width)
@@ -151,9 +163,7 @@ class WindowedBlock(nn.Module):
         return tokens + self.norm2(self.mlp(tokens))
 
     def _attend(self, tokens: Tensor) -> Tensor:
-        windows = cut_windows(self._rolled(tokens, -1), self.grid_cells, self.window)
-        attended = self.attn(windows, self.apart)
-        return self._rolled(join_windows(attended, self.grid_cells, self.window), 1)
+        return self._rolled(self.attn(self._rolled(tokens, -1), self.apart), 1)
 
     def _rolled(self, tokens: Tensor, direction: int) -> Tensor:
         """The grid moved around its ends by the shift, back for -1."""
@@ -238,8 +248,3 @@ def _check_window(cells: tuple[int, ...], window: tuple[int, ...], shift: tuple[
         )
     if len(cells) != len(shift) or any(not 0 <= moved < size for moved, size in zip(shift, window, strict=True)):
         raise ValueError(f"a shift of {shift} cells does not fit windows of {window}: it must be smaller on every axis")
-
-
-def _split(cells: tuple[int, ...], window: tuple[int, ...]) -> list[int]:
-    """Sizes of the grid's axes, each divided into windows and places inside one."""
-    return [part for count, size in zip(cells, window, strict=True) for part in (count // size, size)]

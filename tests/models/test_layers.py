@@ -4,24 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from mavil.commands.inspect import _KEPT_VALUES
 from mavil.engine.blocks import checkpoint_activations
-from mavil.models.layers import KeylessBiasAttention, LeanMlp, PostNormBlock, PreNormBlock, Stack
+from mavil.models.layers import KeylessBiasAttention, PostNormBlock, PreNormBlock, Stack
+from tests.models.kept import kept_bytes, perturbed
 
 STACK = Stack(32, 2, 4, mlp_ratio=2.0, layer_norm_eps=1e-5)
-
-
-def perturbed(module: nn.Module) -> nn.Module:
-    """Every weight away from its initial value: biases from 0, norms from 1."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return module
 
 
 @pytest.mark.parametrize("post_norm", [True, False])
@@ -84,53 +74,12 @@ def test_a_block_left_out_gives_its_input_and_every_weight_a_zero_gradient(kind:
     assert not torch.equal(block.eval()(tokens), tokens)
 
 
-def kept_values(module: nn.Module, tokens: Tensor) -> tuple[Tensor, int]:
-    """The output, and how many values other than the weights' are kept for its backward pass."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // tensor.element_size()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(tokens)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    return output, sum(count for place, count in kept.items() if place not in weights)
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_the_lean_mlp_is_timms_to_the_bit_and_keeps_one_hidden_activation_less(dtype: torch.dtype | None) -> None:
-    lean, plain = perturbed(LeanMlp(32, 64)), Mlp(32, 64)
-    plain.load_state_dict(lean.state_dict())
-    tokens = torch.randn(2, 5, 32, requires_grad=True)
-    found = {}
-    for name, module in (("lean", lean), ("plain", plain)):
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            output, num_kept = kept_values(module, tokens)
-        gradients = torch.autograd.grad(output.float().square().sum(), [tokens, *module.parameters()])
-        found[name] = (output, gradients, num_kept)
-    assert torch.equal(found["lean"][0], found["plain"][0])
-    assert all(torch.equal(a, b) for a, b in zip(found["lean"][1], found["plain"][1], strict=True))
-    if dtype is None:  # in bf16 the copies of weights are counted too
-        assert found["plain"][2] - found["lean"][2] == 2 * 5 * 64
-
-
 @pytest.mark.parametrize("post_norm", [True, False])
 def test_a_block_keeps_what_the_estimate_of_memory_says(post_norm: bool) -> None:
     (block,) = Stack(64, 1, 4, post_norm=post_norm).blocks()
     tokens = torch.randn(2, 50, 64)
-    _, num_kept = kept_values(block, tokens)
-    assert num_kept / tokens.numel() == pytest.approx(_KEPT_VALUES, abs=0.2)  # and one number per query and head
-
-
-def test_the_lean_mlp_leaves_frozen_weights_alone() -> None:
-    mlp = perturbed(LeanMlp(32, 64))
-    mlp.fc2.requires_grad_(False)
-    mlp(torch.randn(2, 5, 32)).sum().backward()
-    assert mlp.fc2.weight.grad is None
-    assert mlp.fc2.bias.grad is None
-    assert mlp.fc1.weight.grad is not None
-    assert mlp.fc1.weight.grad.any()
+    _, kept = kept_bytes(block, tokens)
+    assert kept / tokens.nbytes == pytest.approx(_KEPT_VALUES, abs=0.2)  # and one number per query and head
 
 
 def test_a_checkpointed_block_keeps_its_input_alone() -> None:
@@ -138,8 +87,8 @@ def test_a_checkpointed_block_keeps_its_input_alone() -> None:
     tokens = torch.randn(2, 5, 32, requires_grad=True)
     expected = torch.autograd.grad(blocks[0](tokens).square().sum(), [tokens, *blocks.parameters()])
     checkpoint_activations(nn.ModuleDict({"blocks": blocks}), "torch")
-    output, num_kept = kept_values(blocks[0], tokens)
-    assert num_kept <= tokens.numel()
+    output, kept = kept_bytes(blocks[0], tokens)
+    assert kept <= tokens.nbytes
     found = torch.autograd.grad(output.square().sum(), [tokens, *blocks.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 

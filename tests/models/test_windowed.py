@@ -17,8 +17,8 @@ from mavil.models.windowed import (
     WindowAttention,
     WindowedBlock,
     build_windowed_blocks,
-    cut_windows,
-    join_windows,
+    by_cell,
+    by_window,
 )
 from mavil.structs import TokenGrid
 
@@ -41,7 +41,7 @@ def random_block(cells: tuple[int, ...], window: tuple[int, ...], shift: tuple[i
 
 def slow_block(block: WindowedBlock, tokens: Tensor, eps: float) -> Tensor:
     """One clip ``[N, E]``, one query and one head at a time, from the description of the original."""
-    cells, window, shift, attention = block.grid_cells, block.window, block.shift, block.attn
+    cells, window, shift, attention = block.grid_cells, block.attn.window, block.shift, block.attn
     places = list(itertools.product(*map(range, cells)))
     width, heads = tokens.shape[1], attention.num_heads
     qkv = (tokens @ attention.qkv.weight.T + attention.qkv.bias).reshape(len(places), 3, heads, width // heads)
@@ -87,11 +87,11 @@ def test_a_block_is_the_slow_loop(
 
 @pytest.mark.parametrize(("cells", "window"), [((8, 4), (4, 2)), ((4, 2, 6), (2, 1, 3))])
 def test_windows_are_cut_and_joined_exactly(cells: tuple[int, ...], window: tuple[int, ...]) -> None:
-    numbers = torch.arange(math.prod(cells)).reshape(1, -1, 1)
-    windows = cut_windows(numbers, cells, window)
-    corner = numbers.reshape(cells)[tuple(slice(size) for size in window)]
-    assert windows[0, 0, :, 0].tolist() == corner.flatten().tolist()
-    assert torch.equal(join_windows(windows, cells, window), numbers)
+    numbers = torch.arange(2 * math.prod(cells) * 3).reshape(2, -1, 3)
+    windows = by_window(numbers, cells, window)
+    corner = numbers.reshape(2, *cells, 3)[(slice(None), *(slice(size) for size in window))]
+    assert torch.equal(windows[(slice(None), *(0 for _ in cells))], corner)
+    assert torch.equal(by_cell(windows, cells), numbers)
 
 
 def who_sees(block: WindowedBlock, cells: tuple[int, ...], place: tuple[int, ...]) -> set[tuple[int, ...]]:
@@ -160,24 +160,24 @@ def test_saved_are_weights_only() -> None:
 
 
 def test_only_the_direction_of_queries_and_keys_counts_and_long_ones_do_not_overflow() -> None:
-    attention = WindowAttention(8, 2, (2, 2)).eval()
-    windows, longer = torch.randn(1, 3, 4, 8), copy.deepcopy(attention)
+    attention = WindowAttention(8, 2, (6, 2), (2, 2)).eval()
+    tokens, longer = torch.randn(1, 12, 8), copy.deepcopy(attention)
     with torch.no_grad():
         longer.qkv.weight[:16] *= 1e4
         longer.qkv.bias[:16] *= 1e4
-    expected = attention(windows, None)
-    torch.testing.assert_close(longer(windows, None), expected)
+    expected = attention(tokens, None)
+    torch.testing.assert_close(longer(tokens, None), expected)
     with torch.autocast("cpu", torch.float16):
-        torch.testing.assert_close(longer(windows, None).float(), expected, atol=0.02, rtol=0.02)
+        torch.testing.assert_close(longer(tokens, None).float(), expected, atol=0.02, rtol=0.02)
 
 
 def test_the_bias_of_an_offset_is_dropped_out_in_training_only() -> None:
-    attention = WindowAttention(8, 2, (2, 2))
-    windows = torch.randn(1, 3, 4, 8)
+    attention = WindowAttention(8, 2, (6, 2), (2, 2))
+    tokens = torch.randn(1, 12, 8)
     torch.nn.init.normal_(attention.offset_bias.fc2.bias)
-    assert not torch.equal(attention(windows, None), attention(windows, None))
+    assert not torch.equal(attention(tokens, None), attention(tokens, None))
     attention.eval()
-    assert torch.equal(attention(windows, None), attention(windows, None))
+    assert torch.equal(attention(tokens, None), attention(tokens, None))
     assert attention.offset_bias.drop1.p == attention.offset_bias.drop2.p == 0.1
 
 

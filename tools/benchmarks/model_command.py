@@ -28,7 +28,7 @@ def model(
     batch: Annotated[
         int | None, typer.Option(min=1, help="clips per pass; default: the public code's, else the recipe's")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="measured passes per round, after one that is not")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="measured passes per round, after two that are not")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="times that everything is measured in turn")] = 1,
     only: Annotated[
         list[str] | None, typer.Option(help=f"beside ours: {', '.join(PEERS[1:])}, or none; repeatable; default: all")

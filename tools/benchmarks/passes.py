@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 READING = "reading.json"
 """What a process writes beside the file of its case."""
-WARM_UP_STEPS = 1
+WARM_UP_STEPS = 2
 _PRODUCT_SIDE = {"cpu": 1024, "cuda": 8192}
 """Of the square matrices whose product is timed: 2 and 1000 GFLOP, far more than fits a cache, far less than a pass."""
 
