@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mavil.commands.inspect import _KEPT_VALUES
 from mavil.engine.blocks import checkpoint_activations
 from mavil.models.layers import KeylessBiasAttention, PostNormBlock, PreNormBlock, Stack
+from mavil.models.lean import Dropout
 from tests.models.kept import kept_bytes, perturbed
 
 STACK = Stack(32, 2, 4, mlp_ratio=2.0, layer_norm_eps=1e-5)
@@ -82,11 +83,13 @@ def test_a_block_keeps_what_the_estimate_of_memory_says(post_norm: bool) -> None
     assert kept / tokens.nbytes == pytest.approx(_KEPT_VALUES, abs=0.2)  # and one number per query and head
 
 
-def test_a_checkpointed_block_keeps_its_input_alone() -> None:
-    blocks = nn.ModuleList([perturbed(PreNormBlock(STACK))])
+def test_a_checkpointed_block_keeps_its_input_alone_and_drops_the_same_twice() -> None:
+    blocks = nn.ModuleList([perturbed(PreNormBlock(replace(STACK, dropout=0.3)))])
     tokens = torch.randn(2, 5, 32, requires_grad=True)
+    torch.manual_seed(1)
     expected = torch.autograd.grad(blocks[0](tokens).square().sum(), [tokens, *blocks.parameters()])
     checkpoint_activations(nn.ModuleDict({"blocks": blocks}), "torch")
+    torch.manual_seed(1)
     output, kept = kept_bytes(blocks[0], tokens)
     assert kept <= tokens.nbytes
     found = torch.autograd.grad(output.square().sum(), [tokens, *blocks.parameters()])
@@ -99,6 +102,8 @@ def test_dropout_reaches_attention_and_mlp_in_training_only() -> None:
         rates = {name: m.p for name, m in block.named_modules() if isinstance(m, nn.Dropout)}
         inside_mlp = 0.0 if post_norm else 0.3  # fairseq's activation dropout is 0 in MAE-AST
         assert rates == {"attn.attn_drop": 0.3, "attn.proj_drop": 0.3, "mlp.drop1": inside_mlp, "mlp.drop2": 0.3}
+        assert isinstance(block.attn.proj_drop, Dropout)  # drawn cheaply
+        assert isinstance(block.mlp.drop2, Dropout)
         tokens = torch.randn(2, 5, 32)
         assert not torch.equal(block(tokens), block(tokens))
         assert torch.equal(block.eval()(tokens), block(tokens))
