@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mavil import distributed
+from mavil.commands.packing import known_shards
 from mavil.config import Recipe
 from mavil.data.shards.index import read_index
 from mavil.engine.optim import DECAYS, scaled_learning_rate
@@ -70,6 +69,29 @@ def step_counts(recipe: Recipe, samples_per_epoch: int, ranks: int | None = None
     return total, min(recipe.schedule.warmup.steps(samples_per_epoch, batch), total)
 
 
+def mean_steps(recipe: Recipe, total: int, samples_per_epoch: int, ranks: int | None = None) -> tuple[int, int]:
+    """In how many last steps of ``total`` weights are taken for ``trainer.mean_of_last``, and every how many.
+
+    Raises:
+        UserError: more than there are, or so few that only the last weights would be taken.
+    """
+    settings = recipe.trainer
+    assert settings.mean_of_last is not None
+    batch = global_batch(recipe, ranks)
+    last = settings.mean_of_last.steps(samples_per_epoch, batch)
+    every = max(1, settings.mean_every.steps(samples_per_epoch, batch))
+    if last > total:
+        raise UserError(
+            f"trainer.mean_of_last={settings.mean_of_last} is {last} steps, but the training has {total}: make it shorter"
+        )
+    if last <= every:
+        raise UserError(
+            f"trainer.mean_of_last={settings.mean_of_last} is {last} steps and trainer.mean_every={settings.mean_every} is "
+            f"{every}, so it would be the mean of the last weights alone: make mean_of_last longer or mean_every shorter"
+        )
+    return last, every
+
+
 def learning_rate(recipe: Recipe, step: int, total: int, warmup: int, ranks: int | None = None) -> float:
     """The applied learning rate of the update after ``step`` finished ones."""
     peak = scaled_learning_rate(recipe.optimizer.base_lr, global_batch(recipe, ranks))
@@ -81,8 +103,9 @@ def learning_rate_at(recipe: Recipe, assumed_samples: int, ranks: int) -> tuple[
     """Learning rates at five points of the run, by step, and what had to be assumed to know them."""
     assumptions = []
     samples = assumed_samples
-    if recipe.data.train and Path(recipe.data.train).is_dir():
-        samples = samples_per_epoch(recipe, read_index(Path(recipe.data.train)).num_clips)
+    folder = known_shards(recipe.data.train) if recipe.data.train else None
+    if folder is not None:
+        samples = samples_per_epoch(recipe, read_index(folder).num_clips)
     elif "epochs" in (recipe.schedule.length.unit, recipe.schedule.warmup.unit):
         assumptions.append(f"{assumed_samples} clips per epoch (data.train is not there to count)")
     total, warmup = step_counts(recipe, samples, ranks)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from mavil.config import ClassifyTask, PretrainTask, Recipe, VideoBranch
 from mavil.engine.checkpoints.reading import load_weights
 from mavil.models.weights import Target, load_parts, load_start, start_parts
+from mavil.models.weights.spreading import further_blocks, told_of_copies
 from mavil.structs import MODALITIES, Modality, TokenGrid, UserError
 
 Grids = dict[Modality, TokenGrid]
@@ -33,17 +34,46 @@ def fill(recipe: Recipe, parts: Mapping[str, nn.Module], earlier: Recipe | None)
         held = grids_of(earlier)
         grids = {m: (held[m], grid) for m, grid in grids_of(recipe).items() if m in held}
         has_own = recipe.task.start.positions == "own"
-        load_parts(wanted, load_weights(recipe.task.weights), recipe.task.weights, grids, has_own)
+        weights = load_weights(recipe.task.weights)
+        remark = _deepen_fusion(recipe, wanted, weights)
+        load_parts(wanted, weights, recipe.task.weights, grids, has_own)
         lines.append(f"{', '.join(wanted)}: from {recipe.task.weights}")
+        lines += remark
     start = recipe.task.start
     if start.audio or start.video or start.model:
         _check_files(recipe)
         video = recipe.video
         is_tiled = isinstance(video, VideoBranch) and video.positions == "tiled_2d"
-        tensors, report = start_parts(Target.of(parts, grids_of(recipe), is_tiled), **start.model_dump())
+        target, further = Target.of(parts, grids_of(recipe), is_tiled), _further_blocks(recipe)
+        tensors, report = start_parts(target, **start.model_dump(), new_fusion_blocks=further)
         load_start(parts, tensors)
         lines += report.lines()
     return lines
+
+
+def _further_blocks(recipe: Recipe) -> str:
+    """What fusion blocks beyond those of the start begin as; pre-training has no setting for it."""
+    return recipe.task.new_fusion_blocks if isinstance(recipe.task, ClassifyTask) else "random"
+
+
+def _deepen_fusion(recipe: Recipe, parts: Mapping[str, nn.Module], weights: dict[str, dict[str, Tensor]]) -> list[str]:
+    """Add the fusion blocks that fine-tuning has beyond those of the earlier run to ``weights``; what there is to say."""
+    if not isinstance(recipe.task, ClassifyTask) or "fusion" not in parts or "fusion" not in weights:
+        return []
+    own, held = parts["fusion"].state_dict(), weights["fusion"]
+    copies = further_blocks(held, own)
+    if not copies:
+        return []
+    if recipe.task.frozen:
+        raise UserError(
+            f"fusion.depth is larger than in {recipe.task.weights}, but task.frozen would never train the further blocks: set "
+            "fusion.depth as it is there, or task.frozen=false"
+        )
+    if recipe.task.new_fusion_blocks == "random":
+        weights["fusion"] = held | {name: own[name] for name in copies}
+        return ["fusion: the blocks that are not there begin at random"]
+    weights["fusion"] = held | {name: held[last] for name, last in copies.items()}
+    return [f"fusion: {told_of_copies(copies)}"]
 
 
 def grids_of(recipe: Recipe) -> Grids:

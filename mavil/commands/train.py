@@ -24,8 +24,10 @@ from mavil.commands.assemble import (
 )
 from mavil.commands.checks import check_recipe, check_start
 from mavil.commands.checks.run import check_same_batch
+from mavil.commands.fitting import check_evaluation_labels, check_same_classes, fit_modalities
 from mavil.commands.normalisation import audio_statistics, complete_recipe
-from mavil.commands.schedule import step_counts
+from mavil.commands.packing import with_packed_clips
+from mavil.commands.schedule import mean_steps, step_counts
 from mavil.commands.training import build_trainer
 from mavil.config import Recipe
 from mavil.data.loading.loader import Loader
@@ -60,16 +62,25 @@ def _train(
     recipe: Recipe, run: Path, resume: bool, console: Console, force: bool, device: torch.device, request: StopRequest
 ) -> dict[str, float]:
     settle(device, recipe.trainer.num_threads, recipe.trainer.deterministic)
+    remarks: list[str] = []
+    recipe = with_packed_clips(recipe, remarks)
     check_start(recipe, run, device)
     shards = open_split(recipe, "train").index
+    recipe = fit_modalities(recipe, shards, remarks)
     recipe, origin = complete_recipe(recipe, shards, run / CONFIG_FILE if resume else None)
     vocabulary = vocabulary_for(recipe)
     loader = loader_for(recipe, "train", vocabulary, training=True)
-    if recipe.data.evaluation is not None:
+    if resume:
+        check_same_classes(run, vocabulary)
+    if recipe.data.evaluation is None:
+        remarks.append("data.evaluation is not set: nothing is evaluated")
+    else:
         open_split(recipe, "evaluation")
+        check_evaluation_labels(recipe, vocabulary)
     total, _ = step_counts(recipe, loader.samples_per_epoch)
+    if recipe.trainer.mean_of_last is not None:
+        mean_steps(recipe, total, loader.samples_per_epoch)  # its mistakes are told before the folder is taken
     seed_everything(recipe.seed)  # before the model is built: every rank builds the same one
-    remarks: list[str] = []
     task = task_for(recipe, vocabulary, device, remarks)
     with holding(run):
         start_run(run, dump_recipe(recipe), resume, force)

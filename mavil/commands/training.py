@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mavil.commands.assemble import evaluation_inputs, prepare_for
-from mavil.commands.schedule import global_batch, learning_rate, step_counts
+from mavil.commands.schedule import global_batch, learning_rate, mean_steps, step_counts
 from mavil.config import Duration, Recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.loading.loader import Loader
@@ -24,9 +24,10 @@ from mavil.engine.precision import choose_precision
 from mavil.engine.process.runtime import seed_everything
 from mavil.engine.process.stopping import StopRequest
 from mavil.engine.process.watchdog import Watchdog
+from mavil.engine.stand_in import StandIn
 from mavil.engine.trainer import Intervals, Trainer
 from mavil.engine.update import Updater
-from mavil.engine.weight_average import WeightAverage
+from mavil.engine.weight_average import MeanOfLast, WeightAverage
 from mavil.structs import Inputs
 from mavil.tasks.base import Monitored, Task
 
@@ -69,7 +70,7 @@ def build_trainer(
             accumulation=settings.accumulation,
             is_cached=_is_cached(recipe, task),
             clip_norm=recipe.optimizer.clip_norm,
-            average=WeightAverage(parallel, settings.ema_decay) if settings.ema_decay is not None else None,
+            average=_average(recipe, parallel, total, loader.samples_per_epoch),
             reads_late=device.type == "cuda",
             term_gradients_every=_steps(recipe, settings.term_gradients_every, loader.samples_per_epoch),
         ),
@@ -114,6 +115,20 @@ def _parallel(recipe: Recipe, task: Task, device: torch.device) -> Parallel:
         device,
         optimizer.eps,
     )
+
+
+def _average(recipe: Recipe, parallel: Parallel, total: int, samples_per_epoch: int) -> StandIn | None:
+    """What is evaluated and exported in place of the weights.
+
+    Raises:
+        UserError: a mean of the last weights that is longer than the training, or of the last step's alone.
+    """
+    settings = recipe.trainer
+    if settings.ema_decay is not None:
+        return WeightAverage(parallel, settings.ema_decay)
+    if settings.mean_of_last is None:
+        return None
+    return MeanOfLast(parallel, total, *mean_steps(recipe, total, samples_per_epoch))
 
 
 def _intervals(recipe: Recipe, samples_per_epoch: int) -> Intervals:

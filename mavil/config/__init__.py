@@ -12,6 +12,7 @@ from mavil.config.system import Recipe
 from mavil.config.task import (
     ClassifyTask,
     Contrast,
+    CutMix,
     Mixup,
     PatchDiscrimination,
     PretrainTask,
@@ -21,7 +22,7 @@ from mavil.config.task import (
     Teacher,
     TokenMasking,
 )
-from mavil.config.training import Optimizer, Schedule, Trainer
+from mavil.config.training import LearningRateFactors, Optimizer, Schedule, Trainer
 from mavil.config.video import VideoAugment, VideoBranch
 
 __all__ = [
@@ -32,10 +33,12 @@ __all__ = [
     "ChunkMasking",
     "ClassifyTask",
     "Contrast",
+    "CutMix",
     "Data",
     "DecoderTower",
     "Duration",
     "JointFusion",
+    "LearningRateFactors",
     "Length",
     "Mixup",
     "Optimizer",

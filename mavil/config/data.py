@@ -36,8 +36,11 @@ class Remote(Settings):
 class Data(Settings):
     """Where clips come from and how they are read."""
 
-    train: str | None = Field(None, description="folder or address of the shards to train on")
-    evaluation: str | None = Field(None, description="folder or address of the shards to evaluate on")
+    train: str | None = Field(
+        None,
+        description="to train on: folder or address of shards, or clips as they are: a CSV, a folder of media files",
+    )
+    evaluation: str | None = Field(None, description="to evaluate on, likewise")
     backend: Literal["pyav", "torchcodec", "decord"] = Field(
         "pyav", description="media decoder; PyAV brings its own FFmpeg"
     )

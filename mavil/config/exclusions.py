@@ -7,9 +7,9 @@ from mavil.config.branch_exclusions import check_decoder, check_joint_decoder, c
 from mavil.config.masking import StructuredMasking, visible_rows
 from mavil.config.model import BottleneckFusion, JointFusion
 from mavil.config.task import ClassifyTask, Contrast, PretrainTask
-from mavil.config.training import Trainer
+from mavil.config.training import Optimizer
 from mavil.config.video import VideoBranch
-from mavil.structs import Modality
+from mavil.structs import MODALITIES, Modality
 
 DEFAULT_WINDOWS: dict[Modality, tuple[int, ...]] = {"audio": (4, 4), "video": (2, 7, 7)}
 """Cells of an attention window where ``decoder.window`` is not set: sound [source Audio-MAE], video [our choice]."""
@@ -70,6 +70,21 @@ def check_classification(task: ClassifyTask, branches: Branches, fusion: Fusion 
             f"task.alone=average is for a model of both modalities, but task.modalities is {task.modalities[0]} alone: set "
             "task.alone=own"
         )
+    if task.loss == "binary_cross_entropy" and task.label_smoothing > 0:
+        raise ValueError(
+            f"task.label_smoothing={task.label_smoothing} spreads the one label of a clip over all classes, but task.loss is "
+            "binary_cross_entropy, which takes each class by itself: set task.label_smoothing=0 or task.loss=cross_entropy"
+        )
+    if task.mixup.probability + task.cutmix.probability > 1:
+        raise ValueError(
+            f"task.mixup.probability={task.mixup.probability} and task.cutmix.probability={task.cutmix.probability} are shares "
+            "of the same clips, and a clip is mixed or cut, never both: make them at most 1 together"
+        )
+    if task.new_fusion_blocks != "copy_last" and not (task.passes_fusion and fusion is not None):
+        raise ValueError(
+            f"task.new_fusion_blocks={task.new_fusion_blocks} is about blocks of the fusion, but {_no_fusion(task, fusion)}: "
+            "leave it out"
+        )
     for modality, branch in branches.items():
         check_positions(modality, branch)
     _check_token_masking(task, branches)
@@ -78,46 +93,41 @@ def check_classification(task: ClassifyTask, branches: Branches, fusion: Fusion 
     _check_start(task, list(task.modalities))
 
 
-def check_training(settings: Trainer, task: PretrainTask | ClassifyTask) -> None:
-    """What the loop cannot do together.
+def check_optimizer(settings: Optimizer, task: PretrainTask | ClassifyTask, fusion: Fusion | None) -> None:
+    """Learning rates of parts that are not there, or that are not trained.
 
     Raises:
-        ValueError: two settings do not go together.
+        ValueError: a setting would change nothing.
     """
-    contrast = task.contrast if isinstance(task, PretrainTask) else None
-    has_contrast = contrast is not None and contrast.inter_weight + contrast.intra_weight > 0
-    if contrast is not None and settings.accumulation > 1 and settings.accumulation_negatives == "refuse":
-        raise ValueError(
-            f"trainer.accumulation {settings.accumulation} would give each contrastive loss only the candidates of one "
-            "micro-step: set trainer.accumulation_negatives=cached to have those of the whole step, for a second forward "
-            "pass, or =fewer if that is meant"
-        )
-    if isinstance(task, ClassifyTask) and task.mixup.probability > 0 and _holds_one_clip(settings):
-        raise ValueError(
-            f"task.mixup.probability={task.mixup.probability} mixes clips of a batch, but trainer.device_batch is 1: make it 2 "
-            "or more, or set task.mixup.probability=0"
-        )
-    if settings.term_gradients_every is None:
-        return
-    is_cached = settings.accumulation > 1 and settings.accumulation_negatives == "cached" and has_contrast
-    for is_wrong, setting, why in (
-        (is_cached, "trainer.accumulation_negatives=cached", "a contrastive term has no gradient in a micro-step"),
-        (settings.compile, "trainer.compile=true", "a compiled block can be differentiated only once"),
-        (
-            settings.activation_checkpointing == "fairscale",
-            "trainer.activation_checkpointing=fairscale",
-            "its blocks can be differentiated only once (=torch works)",
-        ),
-    ):
-        if is_wrong:
+    factors = {name: getattr(settings.lr_factors, name) for name in type(settings.lr_factors).model_fields}
+    changed = {f"optimizer.lr_factors.{name}": value for name, value in factors.items() if value != 1}
+    if settings.fusion_rank != "top":
+        changed["optimizer.fusion_rank"] = settings.fusion_rank
+    if isinstance(task, PretrainTask):
+        if settings.layer_decay != 1:
+            changed["optimizer.layer_decay"] = settings.layer_decay
+        for name, value in changed.items():
             raise ValueError(
-                f"trainer.term_gradients_every={settings.term_gradients_every} does not work with {setting}: {why}; leave one out"
+                f"{name}={value} is for fine-tuning, but pre-training trains all parts alike: leave it out"
             )
+        return
+    for name, value in changed.items():
+        if name.endswith(".head"):
+            continue
+        modality = name.rpartition(".")[2].removesuffix("_encoder")
+        if task.frozen:
+            raise ValueError(f"{name}={value} has nothing to act on: task.frozen trains the head alone; leave it out")
+        if modality in MODALITIES and modality not in task.modalities:
+            raise ValueError(f"{name}={value}, but task.modalities is {task.modalities[0]} alone: leave it out")
+        if modality not in MODALITIES and not (task.passes_fusion and fusion is not None):
+            raise ValueError(f"{name}={value} is about the fusion, but {_no_fusion(task, fusion)}: leave it out")
 
 
-def _holds_one_clip(settings: Trainer) -> bool:
-    """With ``global_batch`` the number of ranks decides."""
-    return settings.device_batch == 1 and settings.global_batch is None
+def _no_fusion(task: ClassifyTask, fusion: Fusion | None) -> str:
+    """Why the classifier has none."""
+    if fusion is None:
+        return "fusion is null"
+    return f"task.modalities is {task.modalities[0]} alone, which passes no fusion with task.pooling={task.pooling}"
 
 
 def _check_contrast(contrast: Contrast, branches: Branches, fusion: Fusion | None) -> None:

@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 from mavil.config.audio import AudioBranch
 from mavil.config.base import Settings
 from mavil.config.data import Data
-from mavil.config.exclusions import check_classification, check_pretraining, check_training
+from mavil.config.exclusions import check_classification, check_optimizer, check_pretraining
 from mavil.config.model import BottleneckFusion, JointFusion
 from mavil.config.task import ClassifyTask, PretrainTask
 from mavil.config.training import Optimizer, Schedule, Trainer
+from mavil.config.training_exclusions import check_training
 from mavil.config.video import VideoBranch
 from mavil.structs import MODALITIES, Modality
 
@@ -70,6 +71,7 @@ class Recipe(Settings):
                 f"and video {self.video.encoder.width}"
             )
         check_training(self.trainer, self.task)
+        check_optimizer(self.optimizer, self.task, self.fusion)
         if isinstance(self.task, PretrainTask):
             branches = {m: branch for m in MODALITIES if (branch := self.branch(m)) is not None}
             check_pretraining(self.task, branches, self.fusion, self.joint_decoder)

@@ -160,6 +160,16 @@ class Mixup(Settings):
     beta: float = Field(10.0, gt=0, description="the first clip's share is Beta(beta, beta) distributed [source AST]")
 
 
+class CutMix(Settings):
+    """A piece of another clip replaces a piece of a clip: steps of the spectrogram, a box of all frames, labels in that share
+    [source CutMix, Yun et al. 2019, on pictures]; never of a clip that is mixed."""
+
+    probability: float = Field(0.0, ge=0, le=1, description="share of training clips that are cut [1: source CutMix]")
+    beta: float = Field(
+        1.0, gt=0, description="what a clip keeps is Beta(beta, beta) distributed, before rounding [source CutMix]"
+    )
+
+
 class ClassifyTask(Settings):
     """Labels from audio, video or both: fine-tuning, or a linear probe when the encoders are frozen."""
 
@@ -196,9 +206,29 @@ class ClassifyTask(Settings):
     label_field: str | None = Field(
         None, description="take the class from this metadata field instead of the clip's labels"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="cross-entropy only")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each target that goes to all classes alike; cross_entropy only [0.1 on ESC-50: source Audio-MAE]",
+    )
     drop_path: float = Field(
         0.1, ge=0, lt=1, description="stochastic depth at the last block, linear from 0 [source Audio-MAE]"
     )
+    new_fusion_blocks: Literal["copy_last", "random"] = Field(
+        "copy_last",
+        description="where fusion.depth is larger than in task.weights or task.start.model: the first blocks are theirs, each "
+        "further one begins as a copy of their last [our choice; MAViL has a third block in fine-tuning, its start is unknown] "
+        "or at random",
+    )
     masking: TokenMasking = TokenMasking()
     mixup: Mixup = Mixup()
+    cutmix: CutMix = CutMix()
+
+    @property
+    def passes_fusion(self) -> bool:
+        """Whether the classifier has a fusion, where the recipe has one.
+
+        A modality by itself passes it only where its tokens are what is pooled [source CAV-MAE; MAViL not].
+        """
+        return self.pooling == "mean" or (self.heads == "joint" and len(self.modalities) == 2)

@@ -9,6 +9,20 @@ from pydantic import Field
 from mavil.config.base import Duration, Length, Momentum, Settings
 
 
+class LearningRateFactors(Settings):
+    """By what the rate of each part of a classifier is multiplied, beside layer decay [source AV-SUPERB copy].
+
+    The copy has three schemes; which one made the published results is unknown: all 1; video_encoder 0.5; both encoders 0.1.
+    """
+
+    audio_encoder: float = Field(1.0, gt=0, description="[1, or 0.1: source AV-SUPERB copy]")
+    video_encoder: float = Field(1.0, gt=0, description="[1, 0.5 or 0.1: source AV-SUPERB copy]")
+    fusion: float = Field(1.0, gt=0, description="its blocks and norms [1: source AV-SUPERB copy]")
+    head: float = Field(
+        1.0, gt=0, description="every head with its norm [1: source AV-SUPERB copy; 10 to 100: source CAV-MAE]"
+    )
+
+
 class Optimizer(Settings):
     """AdamW."""
 
@@ -22,6 +36,12 @@ class Optimizer(Settings):
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment [torch; 1e-6: source MAE-AST]")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="learning-rate factor per block from the head down; fine-tuning 0.75"
+    )
+    lr_factors: LearningRateFactors = LearningRateFactors()
+    fusion_rank: Literal["top", "first_blocks"] = Field(
+        "top",
+        description="where fusion blocks stand in layer_decay: on top, beside the head [our choice], or block i as deep as block "
+        "i of an encoder, probably by accident of their names [source AV-SUPERB copy]",
     )
     clip_norm: float | None = Field(
         None, gt=0, description="largest gradient norm; none: no clipping [source Audio-MAE]"
@@ -80,6 +100,15 @@ class Trainer(Settings):
         lt=1,
         description="moving average of the weights, which is then evaluated and exported; none: without",
     )
+    mean_of_last: Length | None = Field(
+        None,
+        description="the uniform mean of the weights taken in the last so much of training is evaluated and exported; none: "
+        "without [source CAV-MAE: of its last epochs' checkpoints]",
+    )
+    mean_every: Length = Field(
+        Duration(count=1, unit="epochs"),
+        description="between two weights that mean_of_last takes; the last are those of the last step [source CAV-MAE: 1 epoch]",
+    )
     term_gradients_every: Length | None = Field(
         None,
         description="between measurements of each loss term's own gradient norm, a backward pass per term; none: never",
@@ -108,3 +137,8 @@ class Trainer(Settings):
         gt=0,
         description="a rank that makes no progress for so long writes its stacks and ends, min; none: it waits for ever",
     )
+
+    @property
+    def has_average(self) -> bool:
+        """Whether averaged weights are kept beside those that are trained."""
+        return self.ema_decay is not None or self.mean_of_last is not None

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mavil.data.cutmix import Cuts, paste_boxes
 from mavil.data.mixup import Mixing, mix_rows
 from mavil.seeds import uniform_draws
 
@@ -134,11 +135,18 @@ class FrameFrontEnd(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, frames: Tensor, sizes: Tensor, seeds: Tensor, mixing: Mixing | None = None) -> Tensor:
+    def forward(
+        self,
+        frames: Tensor,
+        sizes: Tensor,
+        seeds: Tensor,
+        mixing: Mixing | None = None,
+        cuts: Cuts | None = None,
+    ) -> Tensor:
         """``frames`` ``[B, T, 3, H, Wd]`` uint8, their true ``sizes`` ``[B, 2]`` (H, Wd), ``seeds`` ``[B]`` -> see the class.
 
         ``sizes`` and ``seeds`` are best left on the CPU, where the boxes are drawn; the frames may be anywhere. ``mixing``
-        mixes the pixels that are left, frame by frame.
+        mixes the pixels that are left, frame by frame; ``cuts`` pastes boxes of them.
         """
         device = self.mean.device
         if self.training:
@@ -151,4 +159,6 @@ class FrameFrontEnd(nn.Module):
         pixels = resample(frames.to(device, non_blocking=True), boxes, self.size, mirrored)
         if mixing is not None:
             pixels = mix_rows(pixels, mixing)
+        if cuts is not None:
+            pixels = paste_boxes(pixels, cuts)
         return ((pixels - self.mean) / self.std).transpose(1, 2).contiguous()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mavil.data.augmentation import add_noise, mask_bands, roll_waveforms
+from mavil.data.cutmix import Cuts, paste_steps
 from mavil.data.mixup import Mixing, mix_waveforms
 from mavil.seeds import uniform_draws
 from mavil.structs import SAMPLE_RATE
@@ -224,11 +225,13 @@ class AudioFrontEnd(nn.Module):
         seeds: Tensor,
         present: Tensor | None = None,
         mixing: Mixing | None = None,
+        cuts: Cuts | None = None,
     ) -> Tensor:
         """``waveforms`` ``[B, L]`` zero-padded, ``lengths`` ``[B]``, ``seeds`` ``[B]`` -> ``[B, 1, S, M]`` on this device.
 
         ``seeds`` are best left on the CPU: reading them from a GPU waits for everything queued there. ``present`` ``[B]`` bool
-        tells which clips count for batch statistics; ``None``: all. ``mixing`` mixes the augmented waveforms.
+        tells which clips count for batch statistics; ``None``: all. ``mixing`` mixes the augmented waveforms, ``cuts``
+        pastes steps of the log-mel spectrograms before any of them are masked.
         """
         device = self.filter_bank.device
         waveforms, lengths = waveforms.to(device, non_blocking=True), lengths.to(device, non_blocking=True)
@@ -242,12 +245,18 @@ class AudioFrontEnd(nn.Module):
         seen = num_samples_seen(self.num_steps, self.spectrogram)
         spectrograms = log_mel(waveforms[:, :seen], lengths, self.filter_bank, self.spectrogram)
         spectrograms = F.pad(spectrograms, (0, 0, 0, self.num_steps - spectrograms.shape[1]))  # [B, S, M]
+        if cuts is not None:
+            spectrograms = paste_steps(spectrograms, cuts)
         if self.training and (self.masked_steps or self.masked_mel_bins):
             spectrograms = mask_bands(spectrograms, self.masked_steps, self.masked_mel_bins, seeds)
         spectrograms = self._normalised(spectrograms, present)
         if self.training and self.noise:
             spectrograms = add_noise(spectrograms, seeds)
         return spectrograms.unsqueeze(1)
+
+    def true_steps(self, lengths: Tensor) -> Tensor:
+        """How many steps of the spectrograms of waveforms of ``lengths`` samples are not padding."""
+        return num_spectrogram_steps(lengths, self.spectrogram).clamp(min=0, max=self.num_steps)
 
     def _augmented(self, waveforms: Tensor, lengths: Tensor, seeds: Tensor) -> Tensor:
         if self.roll:

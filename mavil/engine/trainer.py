@@ -77,8 +77,7 @@ class Trainer:
         """
         updater = self.updater
         updater.parallel.load_optimizer_state(checkpoint.optimizer)
-        if updater.average is not None and checkpoint.averaged:
-            updater.average.load(checkpoint.averaged)
+        updater.load_average(checkpoint.averaged, checkpoint.state.step)
         if checkpoint.loss_scale is not None:
             updater.loss_scale.load_state_dict(checkpoint.loss_scale)
         self.state = checkpoint.state
@@ -153,6 +152,7 @@ class Trainer:
             self.updater.leave_out()
         num_clips = len(attempt.keys) * distributed.world_size()
         self.state = TrainState(before.step + 1, before.samples_seen + num_clips, attempt.batches[-1].position)
+        self.updater.end_step(self.state.step)
         if self.updater.reads_late:
             self._unread = attempt, before
         for values in attempt.metrics:
@@ -263,7 +263,7 @@ class Trainer:
             state=self.state,
             random=random_state(updater.device),
             averages=self._averages.state_dict(),
-            averaged=updater.average.state() if updater.average is not None else {},
+            averaged=updater.average_state(),
             loss_scale=updater.loss_scale.state_dict() if updater.loss_scale.is_adaptive else None,
         )
         self.saver.save(checkpoint)

@@ -15,8 +15,8 @@ from mavil.engine.optim import set_learning_rate
 from mavil.engine.parallel import Parallel
 from mavil.engine.precision import LossScale, Precision, autocast
 from mavil.engine.process.runtime import random_state
+from mavil.engine.stand_in import StandIn
 from mavil.engine.term_gradients import term_gradient_norms
-from mavil.engine.weight_average import WeightAverage
 from mavil.structs import Batch, Inputs, LossReport
 from mavil.tasks.base import CoupledTask, Task
 
@@ -97,7 +97,7 @@ class Updater:
     accumulation: int = 1
     is_cached: bool = False
     clip_norm: float | None = None
-    average: WeightAverage | None = None
+    average: StandIn | None = None
     reads_late: bool = False
     term_gradients_every: int | None = None
     loss_scale: LossScale = field(init=False)
@@ -149,6 +149,20 @@ class Updater:
         self.parallel.update(is_bad)
         if self.average is not None:
             self.average.update(is_bad)
+
+    def end_step(self, step: int) -> None:
+        """After the step that makes ``step`` finished ones, whether its update was applied or left out."""
+        if self.average is not None:
+            self.average.take(step)
+
+    def average_state(self) -> dict[str, Tensor]:
+        """Collective. What is evaluated and exported in place of the weights; ``{}`` where nothing is."""
+        return {} if self.average is None else self.average.state()
+
+    def load_average(self, state: dict[str, Tensor], step: int) -> None:
+        """Go on with what :meth:`average_state` gave after ``step``; an empty one, or one nobody wants, changes nothing."""
+        if self.average is not None and state:
+            self.average.load(state, step)
 
     def leave_out(self) -> None:
         """Drop the gradients of an attempt whose scaled gradient overflowed."""

@@ -1,34 +1,27 @@
-"""A moving average of the weights, which is evaluated and exported in their place."""
+"""Averages of the weights, which are evaluated and exported in their place: a moving one, and the mean of the last ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from mavil.engine.parallel import Parallel
-from mavil.engine.wording import first_names
-from mavil.structs import UserError
+from mavil.engine.stand_in import StandIn
 
 
-class WeightAverage:
-    """``average += (1 - d) * (weights - average)`` after each update, float32 like the weights, cut over ranks as they are.
+class WeightAverage(StandIn):
+    """``average += (1 - d) * (weights - average)`` after each update.
 
     ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` updates: without this warm-up a run of a few thousand steps at decay
     0.9999 would end with an average that is mostly its random start [our choice; the form is TensorFlow's
     ``ExponentialMovingAverage``]. ``n`` is counted with the optimizer's steps, so an average goes on exactly after a resume.
-    Frozen parameters and buffers are not averaged: they are those of the model.
     """
 
     def __init__(self, parallel: Parallel, decay: float) -> None:
-        self._parallel = parallel
+        super().__init__(parallel)
         self._decay = decay
-        self._is_in_place = False
-        self._averages: dict[str, Tensor] = {
-            name: parameter.detach().clone() for name, parameter in parallel.trained.items()
-        }
 
     @torch.no_grad()
     def update(self, is_bad: Tensor | None = None) -> None:
@@ -38,59 +31,48 @@ class WeightAverage:
         weight = 1.0 - torch.minimum(torch.full_like(count, self._decay), (1.0 + count) / (10.0 + count))
         if is_bad is not None:
             weight = weight * (1.0 - is_bad)
-        own = [self._parallel.own(average) for average in self._averages.values()]
+        own, weights = self._pairs()
         if own:
-            weights = [self._parallel.own(parameter) for parameter in self._parallel.trained.values()]
             torch._foreach_lerp_(own, weights, [weight] * len(own))
 
-    def state(self) -> dict[str, Tensor]:
-        """Collective. The model's complete state with averages in place of the weights, on rank 0; ``{}`` elsewhere."""
-        self._check_apart()
-        return self._parallel.gather(self._parallel.model.state_dict() | self._averages)
+
+class MeanOfLast(StandIn):
+    """The uniform mean of the weights after step ``num_steps`` and every ``every`` steps before it, in the last ``last`` steps.
+
+    [source CAV-MAE: the mean of its last epochs' checkpoints.] Which steps these are follows from the numbers alone, so a run
+    goes on exactly after a resume. An update that was left out changes nothing of that: the weights are then as before.
+    """
+
+    def __init__(self, parallel: Parallel, num_steps: int, last: int, every: int) -> None:
+        super().__init__(parallel)
+        self._num_steps = num_steps
+        self._last = last
+        self._every = every
+        self._count = 0
+
+    @property
+    def is_there(self) -> bool:
+        """From the first weights that it takes."""
+        return self._count > 0
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with what :meth:`state` gave, under any kind of parallelism and world size; every rank passes it complete.
-
-        Raises:
-            UserError: an average of a trained parameter is missing or has another shape; nothing is changed then.
-        """
-        wrong = [name for name, own in self._averages.items() if name not in state or state[name].shape != own.shape]
-        if wrong:
-            raise UserError(
-                f"the moving average does not fit the model: {len(wrong)} missing or of another shape: {first_names(wrong)}. "
-                "Continue with the recipe of the run it was saved by"
-            )
-        for name, average in self._averages.items():
-            self._parallel.own(average).copy_(self._parallel.part_of(state[name], average))
-
-    @contextmanager
-    def in_place_of_weights(self) -> Iterator[None]:
-        """The model has the averages inside and exactly its own weights again afterwards, also after an exception.
-
-        Enter it before :meth:`Parallel.complete`. No update and no state of the average inside.
-        """
+    def take(self, step: int) -> None:
+        """Take in the weights after the step that makes ``step`` finished ones, where that is one of the steps."""
         self._check_apart()
-        if self._parallel.is_complete:
-            raise RuntimeError("the weights are gathered already and would not change: enter complete() inside")
-        self._swap()
-        self._is_in_place = True
-        try:
-            yield
-        finally:
-            self._is_in_place = False
-            self._swap()
+        if not self._is_taken(step):
+            return
+        self._count += 1
+        own, weights = self._pairs()
+        if own and self._count == 1:
+            torch._foreach_copy_(own, weights)
+        elif own:
+            torch._foreach_lerp_(own, weights, 1.0 / self._count)
 
-    @torch.no_grad()
-    def _swap(self) -> None:
-        # Values change places, one tensor at a time, not the tensors themselves: optimizers and wrappers hold on to those.
-        trained = self._parallel.trained
-        for name, average in self._averages.items():
-            weights, average = self._parallel.own(trained[name]), self._parallel.own(average)
-            before = weights.clone()
-            weights.copy_(average)
-            average.copy_(before)
+    def load(self, state: Mapping[str, Tensor], step: int = 0) -> None:
+        """As :meth:`StandIn.load`; it is the mean of what was to be taken in up to ``step``."""
+        super().load(state, step)
+        self._count = sum(self._is_taken(taken) for taken in range(step + 1))
 
-    def _check_apart(self) -> None:
-        if self._is_in_place:
-            raise RuntimeError("the average is in place of the weights: leave in_place_of_weights() first")
+    def _is_taken(self, step: int) -> bool:
+        left = self._num_steps - step
+        return 0 <= left < self._last and left % self._every == 0

@@ -107,11 +107,9 @@ def build_classifier(recipe: Recipe, num_classes: int) -> Classifier:
     assert isinstance(task, ClassifyTask)
     modalities = [m for m in MODALITIES if m in task.modalities]
     encoders = {m: build_encoder(branch, task.drop_path) for m, branch in _branches(recipe).items() if m in modalities}
-    # A modality by itself passes the fusion only where the fusion's tokens are what is pooled [source CAV-MAE; MAViL not].
-    is_fused = task.pooling == "mean" or (task.heads == "joint" and len(modalities) == 2)
     return Classifier(
         encoders,
-        build_fusion(recipe, task.drop_path) if is_fused else None,
+        build_fusion(recipe, task.drop_path) if task.passes_fusion else None,
         num_classes,
         heads=task.heads,
         pooling=task.pooling,

@@ -14,6 +14,7 @@ from mavil.models.tokens import select
 from mavil.structs import MODALITIES, Modality, TokenGrid
 
 Heads = Literal["joint", "separate"]
+FusionRank = Literal["top", "first_blocks"]
 Pooling = Literal["concatenate", "mean"]
 AlonePooling = Literal["own", "average"]
 """What stands for a clip with one modality where the fusion has norms for those that pass alone: what passed with these norms,
@@ -108,19 +109,29 @@ class Classifier(nn.Module):
         names = [_name_of(output, kind) for output in self.outputs for kind in ("fc_norm", "head")]
         return {**self.body(), **{name: self.get_submodule(name) for name in names}}
 
-    def layer_of(self, parameter_name: str) -> tuple[int, int]:
+    def layer_of(self, parameter_name: str, fusion_rank: FusionRank = "top") -> tuple[int, int]:
         """Depth of a parameter and of the top, for layer-wise learning rates: embedding 0, block i at i + 1, the rest on top.
 
-        Embedding is everything before the first block: kernel, CLS, positions, modality. Fusion counts as top, norms before it
-        included [our choice: MAViL's code ranks its blocks as encoder blocks 0 to 2, probably by accident].
+        Embedding is everything before the first block: kernel, CLS, positions, modality. With ``fusion_rank`` ``top`` fusion
+        counts as top, norms before it included [our choice]; with ``first_blocks`` its block i stands at i + 1 like block i of
+        an encoder, its other norms on top [source AV-SUPERB copy, probably by accident of their names].
         """
         top = 1 + max(len(self._encoder(name).blocks) for name in self.encoders)
         parts = parameter_name.split(".")
+        if parts[0] == "fusion" and fusion_rank == "first_blocks" and parts[1].endswith("blocks"):
+            return int(parts[2]) + 1, top
         if parts[0] != "encoders":
             return top, top
         if parts[2] == "blocks":
             return int(parts[3]) + 1, top
         return 0, top
+
+    def part_of(self, parameter_name: str) -> str:
+        """Which of ``audio_encoder``, ``video_encoder``, ``fusion`` and ``head`` a parameter belongs to."""
+        parts = parameter_name.split(".")
+        if parts[0] == "encoders":
+            return f"{parts[1]}_encoder"
+        return "fusion" if parts[0] == "fusion" else "head"
 
     def forward(
         self,

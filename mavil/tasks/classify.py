@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from mavil import distributed
 from mavil.config.task import TokenMasking
+from mavil.config.training import LearningRateFactors
 from mavil.evaluation.metrics import classification_metrics
-from mavil.evaluation.predict import collect
-from mavil.models.classifier import JOINT, AlonePooling, Classifier
+from mavil.evaluation.predict import Collected, collect
+from mavil.models.classifier import JOINT, AlonePooling, Classifier, FusionRank
 from mavil.models.tokens import patchify
 from mavil.structs import Inputs, LossReport, Modality, TokenGrid, UserError
 from mavil.tasks.base import ParameterGroup, group_parameters, unwrapped
 from mavil.tasks.masks import draw_visible_ids
 from mavil.tasks.presence import dropped_presence
 from mavil.tasks.views import noise_of
+
+TARGETS, JUDGED = "targets", "_judged"
+"""Names of rows of predictions: what clips are, and, after an output's name, which clips it judges."""
 
 
 class Classification:
@@ -38,6 +42,8 @@ class Classification:
             then.
         alone: as in :meth:`Classifier.forward`.
         masking: tokens that training leaves out, drawn from the clips' seeds; evaluation sees all.
+        lr_factors: of the learning rate of each part, beside layer decay.
+        fusion_rank: as in :meth:`Classifier.layer_of`.
     """
 
     def __init__(
@@ -49,10 +55,14 @@ class Classification:
         has_gaps: bool = False,
         alone: AlonePooling = "own",
         masking: TokenMasking | None = None,
+        lr_factors: LearningRateFactors | None = None,
+        fusion_rank: FusionRank = "top",
     ) -> None:
         self.model: nn.Module = model
         self.alone = alone
         self.masking = masking or TokenMasking()
+        self.lr_factors = lr_factors or LearningRateFactors()
+        self.fusion_rank: FusionRank = fusion_rank
         self.multi_label = multi_label
         self.label_smoothing = label_smoothing
         self.modality_dropout = modality_dropout
@@ -113,12 +123,21 @@ class Classification:
         return inputs.targets
 
     def parameter_groups(self, weight_decay: float, layer_decay: float) -> list[ParameterGroup]:
-        """Learning rate times ``layer_decay`` per block below the head; CLS and positions are not decayed [source Audio-MAE]."""
+        """Learning rate times ``layer_decay`` per block below the head, times the factor of its part [source AV-SUPERB copy].
+
+        CLS and positions are not decayed [source Audio-MAE].
+        """
         model = cast(Classifier, unwrapped(self.model))
+        factors = {
+            "audio_encoder": self.lr_factors.audio_encoder,
+            "video_encoder": self.lr_factors.video_encoder,
+            "fusion": self.lr_factors.fusion,
+            "head": self.lr_factors.head,
+        }
 
         def scale_of(name: str) -> float:
-            depth, top = model.layer_of(name)
-            return float(layer_decay ** (top - depth))
+            depth, top = model.layer_of(name, self.fusion_rank)
+            return float(layer_decay ** (top - depth)) * factors[model.part_of(name)]
 
         return group_parameters(model, weight_decay, scale_of, undecayed=("cls_token", "pos_embed"))
 
@@ -134,9 +153,9 @@ class Classification:
         values = collect(batches, self._predict).values
         metrics: dict[str, float] = {}
         for output in self.outputs:
-            is_judged = values[f"{output}_judged"].bool()
+            is_judged = values[f"{output}{JUDGED}"].bool()
             if is_judged.any():
-                scores, targets = values[output][is_judged], values["targets"][is_judged]
+                scores, targets = values[output][is_judged], values[TARGETS][is_judged]
                 prefix = "" if output == JOINT else f"{output}/"
                 found = classification_metrics(scores, targets, self.multi_label)
                 metrics |= {f"{prefix}{name}": value for name, value in found.items()}
@@ -146,20 +165,38 @@ class Classification:
             )
         return metrics
 
-    def _predict(self, inputs: Inputs) -> dict[str, Tensor]:
-        """``[B, classes]`` logits by output, which clips they judge, and the targets."""
+    def predict(self, batches: Iterable[Inputs], shown: Sequence[Sequence[Modality]]) -> Collected:
+        """Logits ``[n, classes]`` of every clip by what the model is shown of it, ``audio+video`` for both; same on every rank.
+
+        ``<name>_judged`` says which clips have any of it, ``targets`` what they are. Separate heads never see more than their own
+        modality: their names are ``audio`` and ``video``, whatever is shown beside.
+        """
+
+        def compute(inputs: Inputs) -> dict[str, Tensor]:
+            rows: dict[str, Tensor] = {}
+            for modalities in shown:
+                for output, values in self._predict(inputs, modalities).items():
+                    rows[output.replace(JOINT, "+".join(modalities), 1)] = values
+            return rows
+
+        return collect(batches, compute)
+
+    def _predict(self, inputs: Inputs, shown: Sequence[Modality] | None = None) -> dict[str, Tensor]:
+        """``[B, classes]`` logits by output, which clips they judge, and the targets; what is not ``shown`` is absent."""
         targets = self._targets(inputs)
-        present = {m: inputs.present(m) for m in self.grids}
+        nobody = torch.zeros(len(inputs), dtype=torch.bool, device=targets.device)
+        present = {m: inputs.present(m) if shown is None or m in shown else nobody for m in self.grids}
         # What nobody has is not computed.
         patches = {m: patchify(inputs.of(m), grid) for m, grid in self.grids.items() if _anybody(present[m])}
         logits: dict[str, Tensor] = {}
         if patches:
             logits = unwrapped(self.model)(patches, present, alone=self.alone)
-        rows: dict[str, Tensor] = {"targets": targets}
+        rows: dict[str, Tensor] = {TARGETS: targets}
         for output in self.outputs:
-            judged = _judged(output, present)
-            rows[output] = logits.get(output, torch.zeros_like(targets))
-            rows[f"{output}_judged"] = torch.ones(len(inputs)) if judged is None else judged.float()
+            if shown is None or output == JOINT or output in shown:
+                judged = _judged(output, present)
+                rows[output] = logits.get(output, torch.zeros_like(targets))
+                rows[f"{output}{JUDGED}"] = torch.ones(len(inputs)) if judged is None else judged.float()
         return rows
 
     def export_modules(self) -> dict[str, nn.Module]:

@@ -156,6 +156,41 @@ WINDOWS = "audio.decoder={width: 16, depth: 1, num_heads: 2, attention: windowed
             ["task.start.video=v.pth", "task.weights=runs/x"],
         ),
         ([*CLASSIFY, "task.modalities=[audio]", "task.start.video=v.pth"], ["video is not used"]),
+        (
+            [*CLASSIFY, "task.cutmix.probability=0.5", "trainer.device_batch=1"],
+            ["task.cutmix.probability=0.5", "trainer.device_batch is 1"],
+        ),
+        (
+            [*CLASSIFY, "task.cutmix.probability=0.6", "task.mixup.probability=0.5"],
+            ["task.mixup.probability=0.5", "task.cutmix.probability=0.6", "at most 1 together"],
+        ),
+        (
+            [*CLASSIFY, "task.label_smoothing=0.1", "task.loss=binary_cross_entropy"],
+            ["task.label_smoothing=0.1", "binary_cross_entropy", "task.label_smoothing=0"],
+        ),
+        (["optimizer.lr_factors.head=2"], ["optimizer.lr_factors.head=2.0", "pre-training"]),
+        (["optimizer.fusion_rank=first_blocks"], ["optimizer.fusion_rank=first_blocks", "pre-training"]),
+        (["optimizer.layer_decay=0.75"], ["optimizer.layer_decay=0.75", "pre-training"]),
+        (
+            [*CLASSIFY, "optimizer.lr_factors.video_encoder=0.5", "task.modalities=[audio]"],
+            ["optimizer.lr_factors.video_encoder=0.5", "task.modalities is audio alone"],
+        ),
+        (
+            [*CLASSIFY, "optimizer.lr_factors.fusion=0.5", "task.modalities=[audio]"],
+            ["optimizer.lr_factors.fusion=0.5", "task.modalities is audio alone"],
+        ),
+        (
+            [*CLASSIFY, "optimizer.fusion_rank=first_blocks", "fusion=null"],
+            ["fusion_rank=first_blocks", "fusion is null"],
+        ),
+        ([*CLASSIFY, "optimizer.lr_factors.audio_encoder=2", "task.frozen=true"], ["audio_encoder=2.0", "task.frozen"]),
+        ([*CLASSIFY, "task.new_fusion_blocks=random", "fusion=null"], ["new_fusion_blocks=random", "fusion is null"]),
+        (
+            ["trainer.mean_of_last=3 epochs", "trainer.ema_decay=0.99"],
+            ["trainer.mean_of_last=3 epochs", "trainer.ema_decay=0.99", "leave one out"],
+        ),
+        (["trainer.mean_of_last=1 epoch"], ["trainer.mean_of_last=1 epochs", "trainer.mean_every=1 epochs", "one set"]),
+        (["trainer.mean_of_last=9 steps", "trainer.mean_every=0 steps"], ["trainer.mean_every is 0"]),
     ],
     ids=lambda value: value[0].partition(":")[0] if len(value) == 1 else None,
 )
@@ -204,6 +239,17 @@ def test_values_that_exclude_each_other_are_one_line_with_both(changes: list[str
         ],
         [*CLASSIFY, "task.heads=separate", "fusion=null"],
         [*CLASSIFY, "task.pooling=mean"],
+        [*CLASSIFY, "task.cutmix.probability=0.5", "task.mixup.probability=0.5"],
+        [*CLASSIFY, "task.label_smoothing=0.1"],
+        [
+            *CLASSIFY,
+            "optimizer.lr_factors={audio_encoder: 0.1, video_encoder: 0.1}",
+            "optimizer.fusion_rank=first_blocks",
+        ],
+        [*CLASSIFY, "optimizer.lr_factors.head=10", "task.frozen=true"],
+        [*CLASSIFY, "optimizer.lr_factors.fusion=2", "task.modalities=[audio]", "task.pooling=mean"],
+        ["trainer.mean_of_last=5 epochs"],
+        ["trainer.mean_of_last=1 epoch", "trainer.mean_every=20 steps"],
         # What only pre-training looks at does not matter to a classifier that inherits it.
         ["audio.mask_ratio=0.9", *CLASSIFY],
     ],

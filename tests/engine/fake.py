@@ -27,9 +27,10 @@ from mavil.engine.optim import warmup_cosine
 from mavil.engine.parallel import ParallelKind, parallelise
 from mavil.engine.process.stopping import stop_on_signals
 from mavil.engine.run.folder import start_run
+from mavil.engine.stand_in import StandIn
 from mavil.engine.trainer import Intervals, Trainer
 from mavil.engine.update import Updater
-from mavil.engine.weight_average import WeightAverage
+from mavil.engine.weight_average import MeanOfLast, WeightAverage
 from mavil.seeds import sample_seed
 from mavil.structs import Batch, Inputs, LossReport
 from mavil.tasks.base import ParameterGroup
@@ -152,6 +153,7 @@ def assembled(
     num_steps: int = NUM_STEPS,
     keep: int = 2,
     ema_decay: float | None = None,
+    mean: tuple[int, int] | None = None,
     best: tuple[str, Literal["highest", "lowest"]] | None = None,
     evaluation: Callable[[], Iterable[Inputs]] | None = None,
     intervals: Intervals = Intervals(),  # noqa: B008 (frozen)
@@ -171,7 +173,9 @@ def assembled(
             batches.first = checkpoint.state.position["first"]
     saver = Saver(run, prefixes_of(task.model, task.export_modules()), keep)
     parallel = parallelise(kind, task.model, lambda: task.parameter_groups(0.1, 0.5), (0.9, 0.95), torch.device("cpu"))
-    average = WeightAverage(parallel, ema_decay) if ema_decay is not None else None
+    average: StandIn | None = WeightAverage(parallel, ema_decay) if ema_decay is not None else None
+    if mean is not None:
+        average = MeanOfLast(parallel, num_steps, *mean)
     step = checkpoint.state.step if checkpoint else 0
     with stop_on_signals() as request, Tracker(run, num_steps, Console(file=io.StringIO()), step) as tracker:
         trainer = Trainer(

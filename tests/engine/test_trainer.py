@@ -18,7 +18,7 @@ from mavil.engine.process.runtime import random_state
 from mavil.engine.process.stopping import Interrupted
 from mavil.engine.trainer import Intervals, Trainer
 from mavil.structs import Inputs, UserError
-from tests.engine.fake import FakeBatches, FakeTask, assembled, assert_same_weights, evaluation, train
+from tests.engine.fake import NUM_STEPS, FakeBatches, FakeTask, assembled, assert_same_weights, evaluation, train
 from tests.support.ranks import run_in_ranks
 
 # Neither divides the other, so a checkpoint falls between two log lines.
@@ -28,6 +28,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "read late": {"reads_late": True},
     "averaged": {"ema_decay": 0.5},
+    "mean of steps 2, 4 and 6": {"mean": (5, 2)},
+    "mean of steps 2 to 6, fp16": {"mean": (5, 1), "precision": "fp16"},
     "half precision": {"precision": "fp16"},
 }
 
@@ -125,6 +127,35 @@ def test_the_moving_average_is_evaluated_and_exported_and_training_goes_on_witho
     assert errors[0] != errors[1]
     assert averaged.updater.average is not None
     assert_same_weights(load_weights(tmp_path / "averaged")["whole"], averaged.updater.average.state())
+
+
+def test_the_mean_of_the_last_weights_is_evaluated_and_exported_from_when_there_is_one(tmp_path: Path) -> None:
+    every = {"intervals": Intervals(save=1, evaluate=1), "evaluation": evaluation, "keep": NUM_STEPS}
+    plain = train(tmp_path / "plain", **every)
+    mean = train(tmp_path / "mean", mean=(4, 2), **every)  # after steps 4 and 6
+    assert_same_weights(plain.updater.parallel.model.state_dict(), mean.updater.parallel.model.state_dict())
+    errors, own = (
+        [line["metrics"]["evaluation/error"] for line in read_metrics(t.run) if "evaluation/error" in line["metrics"]]
+        for t in (mean, plain)
+    )
+    weights = [load_weights(tmp_path / "plain", str(step))["whole"] for step in range(1, NUM_STEPS + 1)]
+    exported = [load_weights(tmp_path / "mean", str(step))["whole"] for step in range(1, NUM_STEPS + 1)]
+    assert errors[:4] == own[:4]  # the mean of one set is that set
+    assert errors[4] == errors[3] != own[4]  # step 5 takes nothing
+    assert errors[5] not in own
+    for step in range(4):
+        assert_same_weights(exported[step], weights[step])
+    assert_same_weights(exported[4], weights[3])
+    for name, value in exported[5].items():
+        torch.testing.assert_close(value, (weights[3][name] + weights[5][name]) / 2)
+
+
+def test_a_run_that_began_without_a_mean_goes_on_with_one_from_the_next_weights(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, FakeBatches(stopped_at=8), keep=9)
+    trainer = train(tmp_path, resume=True, mean=(5, 2), intervals=Intervals(save=1), keep=9)
+    assert latest_checkpoint(tmp_path) is not None
+    assert_same_weights(load_weights(tmp_path)["whole"], trainer.updater.parallel.model.state_dict())
 
 
 def test_a_complete_run_is_only_evaluated_again(tmp_path: Path) -> None:

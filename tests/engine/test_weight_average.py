@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mavil.engine.parallel import ParallelKind
-from mavil.engine.weight_average import WeightAverage
+from mavil.engine.weight_average import MeanOfLast, WeightAverage
 from mavil.structs import UserError
-from tests.engine.parallel.cases import KINDS, Outcome, Run, begin, copied, one_step, second_half, train
+from tests.engine.parallel.cases import KINDS, NUM_STEPS, Outcome, Run, begin, copied, one_step, second_half, train
 from tests.support.ranks import run_in_ranks
 
 DECAY = 0.3
@@ -30,6 +30,25 @@ def averaged(run: Run, start_from: dict[str, Tensor] | None = None) -> tuple[Out
     outcome = Outcome(model=copied(parallel.model_state()))
     outcome.optimizer = {name: copied(state) for name, state in parallel.optimizer_state().items()}
     return outcome, copied(average.state())
+
+
+def mean_of_last(run: Run, start_from: dict[str, Tensor] | None = None) -> tuple[Outcome, dict[str, Tensor]]:
+    """Train with the mean of the weights after steps 2 and 4 of 4."""
+    task, parallel = begin(run)
+    mean = MeanOfLast(parallel, NUM_STEPS, last=3, every=2)
+    if start_from:
+        mean.load(start_from, run.first)
+    for step in range(run.first, run.stop):
+        one_step(task, parallel, run, step)
+        mean.take(step + 1)
+    outcome = Outcome(model=copied(parallel.model_state()))
+    outcome.optimizer = {name: copied(state) for name, state in parallel.optimizer_state().items()}
+    return outcome, copied(mean.state())
+
+
+def mean_by_hand() -> dict[str, Tensor]:
+    taken = [train(Run("odd", stop=stop)).model for stop in (2, 4)]
+    return {name: (value.double() + taken[1][name].double()) / 2 for name, value in taken[0].items()}
 
 
 def by_hand() -> dict[str, Tensor]:
@@ -77,6 +96,29 @@ def test_stopped_and_continued_is_bit_for_bit_the_same() -> None:
     rest, found = averaged(second_half(Run("odd"), half), average)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert all(torch.equal(rest.model[name], value) for name, value in whole.model.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_have_the_mean_of_the_last_weights(kind: ParallelKind) -> None:
+    """Frozen parameters and buffers are the model's; the halves of one training, under any kinds, are the whole."""
+    (_, mean), (_, none) = run_in_ranks(mean_of_last, Run("odd", kind))
+    assert_close(mean, mean_by_hand())
+    assert none == {}
+    half, half_mean = mean_of_last(Run("odd", stop=3))
+    assert_close(
+        run_in_ranks(mean_of_last, replace(second_half(Run("odd", kind), half), first=3), half_mean)[0][1], mean
+    )
+
+
+def test_the_mean_of_a_stopped_training_is_bit_for_bit_that_of_the_whole() -> None:
+    whole, expected = mean_of_last(Run("odd"))
+    for stop in (1, 2, 3):
+        half, mean = mean_of_last(Run("odd", stop=stop))
+        assert (mean == {}) == (stop == 1)
+        rest = Run("odd", first=stop, start_from=half)
+        outcome, found = mean_of_last(rest, mean)
+        assert_same(found, expected)
+        assert_same(outcome.model, whole.model)
 
 
 def test_an_update_that_was_left_out_leaves_the_average_alone() -> None:

@@ -34,7 +34,7 @@ def measured_table(question: Question) -> Table:
             "parameters": work.trained,
             "gradient_bytes": work.gradient_bytes,
             "gathered_bytes": work.gathered_bytes(round(place.global_batch)) if m.ranks > 1 else 0,
-            "checkpoint_bytes": work.checkpoint_bytes(work.recipe.trainer.ema_decay is not None),
+            "checkpoint_bytes": work.checkpoint_bytes(work.recipe.trainer.has_average),
         }
         peak = m.device_batch * work.flops_per_clip / m.step_seconds / (place.card.peak_tflops * 1e12)
         rows.append((m.path.name, "step_seconds", f"{m.step_seconds:.4g}", f"{100 * peak:.1f} % of the peak"))

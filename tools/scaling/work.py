@@ -62,7 +62,7 @@ class Work:
         return FLOAT32 * self.trained
 
     def checkpoint_bytes(self, has_average: bool = False) -> int:
-        """Weights, two Adam moments and, with ``trainer.ema_decay``, the average of the weights."""
+        """Weights, two Adam moments and, where the recipe has one, the average of the weights."""
         return FLOAT32 * self.trained * (1 + ADAM_MOMENTS + has_average)
 
     def gathered_bytes(self, global_batch: int) -> int:

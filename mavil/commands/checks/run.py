@@ -41,7 +41,7 @@ def check_model(found: Findings, recipe: Recipe, vocabulary: Vocabulary | None) 
         everything = sum(parameter.numel() for parameter in task.model.parameters())
         trained = sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
         # float32 weights, perhaps their average, and two moments of what is trained.
-        size = 4 * (everything * (2 if recipe.trainer.ema_decay is not None else 1) + 2 * trained)
+        size = 4 * (everything * (2 if recipe.trainer.has_average else 1) + 2 * trained)
         text = f"{everything / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained" + _origins(recipe)
         unfinished = [remark for folder in _runs_needed(recipe) if (remark := _left_of(Path(folder))) is not None]
         if unfinished:

@@ -13,8 +13,17 @@ from typing import NamedTuple
 from mavil import distributed
 from mavil.commands.assemble import loader_for, open_split, prepare_for, shards_of, vocabulary_for
 from mavil.commands.checks.findings import Findings, Odd
+from mavil.commands.fitting import check_evaluation_labels, fit_modalities
 from mavil.commands.normalisation import audio_statistics, complete_recipe
-from mavil.commands.schedule import device_batch, global_batch, learning_rate, samples_per_epoch, step_counts
+from mavil.commands.packing import is_media, with_packed_clips
+from mavil.commands.schedule import (
+    device_batch,
+    global_batch,
+    learning_rate,
+    mean_steps,
+    samples_per_epoch,
+    step_counts,
+)
 from mavil.config import Duration, Recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.shards.index import ShardIndex
@@ -45,6 +54,11 @@ def check_shards(found: Findings, recipe: Recipe, run_config: Path | None, ranks
         ranks: that train together; ``None`` where the global batch does not divide among them.
     """
     splits = ["train"] + (["evaluation"] if recipe.data.evaluation is not None else [])
+    if any(location is not None and is_media(location) for location in (recipe.data.train, recipe.data.evaluation)):
+        packed = _pack(found, recipe)
+        if packed is None:
+            return None
+        recipe = packed
     usable = [split for split in splits if _check_split(found, recipe, split)]
     if "evaluation" not in splits:
         found.skip("evaluation", "data.evaluation is not set: the run is not evaluated")
@@ -55,7 +69,7 @@ def check_shards(found: Findings, recipe: Recipe, run_config: Path | None, ranks
 
     def statistics() -> str:
         nonlocal completed
-        completed, origin = complete_recipe(recipe, index, run_config)
+        completed, origin = complete_recipe(fit_modalities(recipe, index, []), index, run_config)
         if origin is None:
             return "no sound"
         mean, std = audio_statistics(completed)
@@ -71,14 +85,8 @@ def check_shards(found: Findings, recipe: Recipe, run_config: Path | None, ranks
         vocabulary = vocabulary_for(recipe)
         if vocabulary is None:
             return "none needed"
-        if "evaluation" in usable and not getattr(recipe.task, "label_field", None):
-            counts = open_split(recipe, "evaluation").index.label_counts
-            strangers = [name for name, count in counts.items() if count and name not in vocabulary.classes]
-            if strangers:
-                raise UserError(
-                    f"{recipe.data.evaluation} has clips of {len(strangers)} classes that {recipe.data.train} does not "
-                    f"know ({listed(strangers)}): make both with one list of classes"
-                )
+        if "evaluation" in usable:
+            check_evaluation_labels(recipe, vocabulary)
         return f"{len(vocabulary)} classes"
 
     is_good = found.everywhere("statistics", statistics)
@@ -90,6 +98,19 @@ def check_shards(found: Findings, recipe: Recipe, run_config: Path | None, ranks
     for split in usable:
         found.everywhere(f"a clip ({split})", _decoding(completed, split, vocabulary))
     return Clips(completed, vocabulary)
+
+
+def _pack(found: Findings, recipe: Recipe) -> Recipe | None:
+    """The recipe with shards in place of lists and folders of media; ``None`` if they cannot be packed."""
+    packed = recipe
+
+    def pack() -> str:
+        nonlocal packed
+        remarks: list[str] = []
+        packed = with_packed_clips(recipe, remarks)
+        return "; ".join(remarks)
+
+    return packed if found.everywhere("clips as files", pack) else None
 
 
 def differing_shards(recipe: Recipe, split: str) -> str | None:
@@ -178,6 +199,8 @@ def _steps(recipe: Recipe, index: ShardIndex, ranks: int) -> str:
         )
     samples = samples_per_epoch(recipe, index.num_clips)
     total, warmup = step_counts(recipe, samples, ranks)
+    if recipe.trainer.mean_of_last is not None:
+        mean_steps(recipe, total, samples, ranks)
     batch = global_batch(recipe, ranks)
 
     def every(length: Duration | None, what: str) -> str:

@@ -31,15 +31,17 @@ class StartReport:
         parts: by part of the model.
         unused: ``{file: {its tensor: reason}}``: what has no counterpart in the model's parts.
         untouched: parts that no file fills.
+        remarks: what else there is to say, a line each.
     """
 
     parts: dict[str, PartReport] = field(default_factory=dict)
     unused: dict[str, dict[str, str]] = field(default_factory=dict)
     untouched: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For the log: one line per part, then one per reason for what is missing or left over, with every name."""
-        lines = []
+        lines = list(self.remarks)
         for name, part in self.parts.items():
             total = len(part.loaded) + len(part.missing)
             lines.append(f"{name}: {len(part.loaded)} of {total} tensors from {part.source}")

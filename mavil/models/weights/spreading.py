@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from mavil.models.weights.converted import Converted
 from mavil.models.weights.offers import Offer, Target
 from mavil.structs import MODALITIES, UserError
+
+_BLOCK = re.compile(r"(?P<stack>(?:audio_|video_)?blocks)\.(?P<index>\d+)\.(?P<rest>.+)")
 
 
 def fusion_from_last_block(encoder: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Offer:
@@ -23,6 +25,34 @@ def fusion_from_last_block(encoder: Mapping[str, Tensor], shapes: Mapping[str, t
         if held in encoder:
             offer.tensors[name] = encoder[held]
     return offer
+
+
+def further_blocks(held: Mapping[str, object], wanted: Iterable[str]) -> dict[str, str]:
+    """Tensors of blocks beyond those that are held, each with the tensor of the last held block that it can be a copy of.
+
+    ``held`` and ``wanted``: names in one part, such as a fusion. Nothing where no block is held.
+    """
+    blocks = [match for name in held if (match := _BLOCK.fullmatch(name))]
+    depths = {
+        stack: 1 + max(int(m["index"]) for m in blocks if m["stack"] == stack) for stack in {m["stack"] for m in blocks}
+    }
+    copies: dict[str, str] = {}
+    for name in wanted:
+        match = _BLOCK.fullmatch(name)
+        if match is None or match["stack"] not in depths or int(match["index"]) < depths[match["stack"]]:
+            continue
+        last = f"{match['stack']}.{depths[match['stack']] - 1}.{match['rest']}"
+        if last in held:
+            copies[name] = last
+    return copies
+
+
+def told_of_copies(copies: Mapping[str, str]) -> str:
+    """For the log: which blocks of :func:`further_blocks` are copies of which, counted from 0."""
+    blocks, last = (
+        [match["index"] for name in names if (match := _BLOCK.fullmatch(name))] for names in (copies, copies.values())
+    )
+    return f"block {', '.join(dict.fromkeys(blocks))} begins as a copy of block {last[0]} (the first is 0)"
 
 
 def cav_mae_from_image(converted: Converted, target: Target) -> Converted:

@@ -12,7 +12,7 @@ from mavil.models.weights.layouts import LAYOUTS, convert
 from mavil.models.weights.offers import Offer, Rules, Target, offer_for
 from mavil.models.weights.reading import read_file
 from mavil.models.weights.report import PartReport, StartReport
-from mavil.models.weights.spreading import cav_mae_from_image, fusion_from_last_block
+from mavil.models.weights.spreading import cav_mae_from_image, further_blocks, fusion_from_last_block, told_of_copies
 from mavil.models.weights.told import told_by
 from mavil.structs import MODALITIES, Modality, UserError
 
@@ -29,6 +29,7 @@ def start_parts(
     fusion: str = "last_block",
     positions: str = "known",
     allow_pickle: bool = False,
+    new_fusion_blocks: str = "random",
 ) -> tuple[Parts, StartReport]:
     """Tensors for the parts of a model from other projects' files, and what was taken and what not.
 
@@ -37,6 +38,7 @@ def start_parts(
         audio, video: checkpoint files for one branch each; an image MAE fits both.
         model: a file for everything: MAViL, CAV-MAE, or an image MAE by CAV-MAE's rule. Excludes the other two.
         kernel_inflation, decoders, fusion, positions, allow_pickle: as in the settings ``task.start``.
+        new_fusion_blocks: what fusion blocks beyond those of ``model`` begin as, as in the setting of that name.
 
     Returns:
         Tensors by part, each in its tensor's shape; tensors that are not among them stay as they are. See :func:`load_start`.
@@ -53,7 +55,7 @@ def start_parts(
             raise UserError(
                 "task.start.model fills both branches: set it alone, or task.start.audio and task.start.video"
             )
-        _start_whole(str(model), target, rules, parts, report)
+        _start_whole(str(model), target, rules, parts, report, copies=new_fusion_blocks == "copy_last")
     files: dict[Modality, str | Path | None] = {"audio": audio, "video": video}
     for modality in MODALITIES:
         path = files[modality]
@@ -99,7 +101,7 @@ def _start_branch(
     _settle(path, converted, offers, left, target, parts, report)
 
 
-def _start_whole(path: str, target: Target, rules: Rules, parts: Parts, report: StartReport) -> None:
+def _start_whole(path: str, target: Target, rules: Rules, parts: Parts, report: StartReport, copies: bool) -> None:
     converted = _converted(path, rules)
     if converted.layout == "image_mae":
         converted = cav_mae_from_image(converted, target)
@@ -112,6 +114,8 @@ def _start_whole(path: str, target: Target, rules: Rules, parts: Parts, report: 
     for part, tensors in converted.parts.items():
         if part in target.shapes:
             offers.append(offer_for(part, converted, target, rules, path))
+            if part == "fusion" and copies:
+                _deepen(offers[-1], target, report)
         else:
             left |= _all_of(part, tensors, converted, f"the model has no {part}")
     _settle(path, converted, offers, left, target, parts, report)
@@ -133,6 +137,16 @@ def _start_fusion(
         source = f"the last block of {modality}_encoder"
         parts["fusion"], report.parts["fusion"] = _taken(offer, target, source)
         return
+
+
+def _deepen(offer: Offer, target: Target, report: StartReport) -> None:
+    """Blocks that the model has and the file has not, as copies of its last one."""
+    copies = further_blocks(offer.tensors, target.shapes[offer.part])
+    for name, held in copies.items():
+        offer.tensors[name] = offer.tensors[held]
+        offer.made_of[name] = offer.made_of[held]
+    if copies:
+        report.remarks.append(f"{offer.part}: {told_of_copies(copies)}")
 
 
 def _settle(
