@@ -21,6 +21,9 @@ from mavil.structs import UserError
 DEFAULT_KINDS = {"task": "pretrain", "fusion": "joint"}
 """Kind of a group whose recipe does not name one."""
 
+OTHER_SPELLINGS = {"data.eval": "data.evaluation"}
+"""What people write in a change, and the setting that it is."""
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does, and refuses a key that is written twice."""
@@ -146,7 +149,7 @@ def _apply_change(tree: dict[str, Any], change: str) -> None:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         value = text
-    *groups, last = path.split(".")
+    *groups, last = OTHER_SPELLINGS.get(path, path).split(".")
     for group in groups:
         if not isinstance(tree.get(group), dict):
             tree[group] = {"kind": DEFAULT_KINDS[group]} if group in DEFAULT_KINDS and last != "kind" else {}

@@ -23,7 +23,7 @@ from mavil.data.shards.selection import CAUSES
 from mavil.data.sources.read import FORMATS
 from mavil.engine.process.watchdog import EXIT_HUNG
 from mavil.engine.run.folder import CHANGEABLE
-from mavil.recipe import load_recipe, setting_paths
+from mavil.recipe import OTHER_SPELLINGS, load_recipe, setting_paths
 from tools import fuzz_media, replay_step
 from tools.benchmarks.command import app as benchmark_app
 from tools.downloads.causes import CAUSES as DOWNLOAD_CAUSES
@@ -40,7 +40,7 @@ DOCUMENTS = [
 ]
 RECIPES = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path.parent.name != "ablations"]
 SOURCES = sorted(path for room in ("mavil", "tools") for path in (ROOT / room).rglob("*.py"))
-SETTINGS = set(setting_paths())
+SETTINGS = {*setting_paths(), *OTHER_SPELLINGS}
 GROUPS = sorted(path for path in Recipe.model_fields if any(p.startswith(f"{path}.") for p in SETTINGS))
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from mavil.commands.normalisation import audio_statistics
+from mavil.commands.packing import shards_at
 from mavil.commands.schedule import device_batch
 from mavil.commands.starting import fill, grids_of
 from mavil.commands.teachers import refuse_other_inputs
-from mavil.config import ClassifyTask, Mixup, PretrainTask, Recipe, Sampling, VideoBranch
+from mavil.config import ClassifyTask, PretrainTask, Recipe, Sampling, VideoBranch
 from mavil.config import Teacher as TeacherSettings
 from mavil.config.masking import Masking
 from mavil.data.frames import FrameFrontEnd
-from mavil.data.labels import Vocabulary, count_field_values
+from mavil.data.labels import Vocabulary, count_field_values, refuse_look_alikes
 from mavil.data.loading.loader import Loader, build_loader
 from mavil.data.loading.samples import BYTES_PER_GIB, Cache, ClipDecoder
 from mavil.data.loading.skips import SkipPolicy
@@ -54,15 +55,18 @@ def read_recipe(path: Path, changes: list[str]) -> Recipe:
 def shards_of(recipe: Recipe, split: str) -> str:
     """The folder or address of the shards a recipe trains on (``train``) or is evaluated on (``evaluation``).
 
+    A list or a folder of media files is packed first, where that was not done before.
+
     Raises:
-        UserError: the recipe names none.
+        UserError: the recipe names none, or they cannot be packed.
     """
     location: str | None = getattr(recipe.data, split)
     if location is None:
         raise UserError(
-            f"{recipe.name}: data.{split} is not set: name a folder of shards, e.g. data.{split}=shards/mine"
+            f"{recipe.name}: data.{split} is not set: name a folder of shards, e.g. data.{split}=shards/mine, or a CSV or a "
+            "folder of media files"
         )
-    return location
+    return shards_at(location, recipe.data.max_skip_ratio)
 
 
 def vocabulary_for(recipe: Recipe) -> Vocabulary | None:
@@ -77,7 +81,9 @@ def vocabulary_for(recipe: Recipe) -> Vocabulary | None:
             f"{shards.storage.location}: some clips have several labels, and task.loss=cross_entropy takes one per clip: "
             "set task.loss=binary_cross_entropy"
         )
-    return Vocabulary(tuple(counts) if field else shards.index.classes)
+    classes = tuple(counts) if field else shards.index.classes
+    refuse_look_alikes(classes, shards.storage.location)
+    return Vocabulary(classes)
 
 
 def open_split(recipe: Recipe, split: str) -> ShardSet:
@@ -102,12 +108,15 @@ def loader_for(
     training: bool,
     places: Sequence[dict[str, Any]] | None = None,
     modalities: Sequence[Modality] | None = None,
+    share: tuple[int, int] | None = None,
 ) -> Loader:
     """The loader of one split, endless and shuffled in training, else every clip once.
 
     ``modalities``: the only ones of the recipe that its clips are to show; the others are then absent in every clip.
+    ``share``: rank and number of ranks to load for; those of the process group by default.
     """
     data = recipe.data
+    rank, ranks = share or (None, None)
     return build_loader(
         shards_of(recipe, split),
         _decoder_for(recipe, vocabulary, training, recipe.modalities if modalities is None else modalities),
@@ -122,6 +131,8 @@ def loader_for(
         clip_seconds_limit=data.clip_seconds_limit,
         places=places,
         pin_memory=choose_device(recipe.trainer.device).type == "cuda",
+        rank=rank,
+        world_size=ranks,
     )
 
 
@@ -169,9 +180,9 @@ def prepare_for(recipe: Recipe, device: torch.device, *, training: bool) -> Prep
         front_ends["video"] = FrameFrontEnd(
             video.size, video.mean, video.std, video.augment.crop_scale, video.augment.flip
         )
-    mixup = recipe.task.mixup if isinstance(recipe.task, ClassifyTask) else Mixup()
-    prepare = Prepare(front_ends["audio"], front_ends["video"], training, mixup.probability, mixup.beta)
-    return prepare.to(device)
+    task = recipe.task if isinstance(recipe.task, ClassifyTask) else ClassifyTask()
+    shares = task.mixup.probability, task.mixup.beta, task.cutmix.probability, task.cutmix.beta
+    return Prepare(front_ends["audio"], front_ends["video"], training, *shares).to(device)
 
 
 def evaluation_inputs(
@@ -207,6 +218,8 @@ def task_for(
         has_gaps=recipe.data.missing_modality == "keep",
         alone=recipe.task.alone,
         masking=recipe.task.masking,
+        lr_factors=recipe.optimizer.lr_factors,
+        fusion_rank=recipe.optimizer.fusion_rank,
     )
 
 

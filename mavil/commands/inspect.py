@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mavil.commands.assemble import read_recipe, view_plan
 from mavil.commands.normalisation import audio_statistics, complete_recipe
+from mavil.commands.packing import known_shards
 from mavil.commands.schedule import device_batch, learning_rate_at
 from mavil.config import ClassifyTask, PretrainTask, Recipe
 from mavil.data.shards.index import ShardIndex, read_index
@@ -79,9 +80,9 @@ def inspect_recipe(recipe: Recipe, ranks: int = 1) -> Inspection:
 
 
 def _training_shards(recipe: Recipe) -> ShardIndex | None:
-    """The index of the training shards if they lie here: inspecting a recipe goes to no other machine."""
-    folder = Path(recipe.data.train) if recipe.data.train else None
-    return read_index(folder) if folder is not None and folder.is_dir() else None
+    """The index of the training shards if they lie here: inspecting a recipe goes to no other machine, and packs nothing."""
+    folder = known_shards(recipe.data.train) if recipe.data.train else None
+    return read_index(folder) if folder is not None else None
 
 
 def _target_values(recipe: Recipe) -> dict[Modality, int] | None:

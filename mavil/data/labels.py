@@ -86,6 +86,31 @@ class Vocabulary:
         return target
 
 
+def nearest_spelling(name: str, classes: Iterable[str]) -> str | None:
+    """The class that differs from ``name`` only in capitals or spaces, if there is one."""
+    return next((known for known in classes if known != name and _spelled(known) == _spelled(name)), None)
+
+
+def refuse_look_alikes(classes: Iterable[str], where: str) -> None:
+    """Classes that differ only in capitals or spaces are one class of somebody who wrote it twice.
+
+    Raises:
+        UserError: there are two such classes; both are named.
+    """
+    seen: dict[str, str] = {}
+    for name in classes:
+        other = seen.setdefault(_spelled(name), name)
+        if other != name:
+            raise UserError(
+                f"{where}: the classes {other!r} and {name!r} differ only in capitals or spaces: write them alike, or rename "
+                "one, and pack the clips again"
+            )
+
+
+def _spelled(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
 def record_labels(record: Mapping[str, Any], label_field: str | None) -> tuple[str, ...]:
     """The labels of a clip's JSON record: its ``labels``, or its metadata ``label_field`` where one is named."""
     if label_field is None:

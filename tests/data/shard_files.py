@@ -21,6 +21,7 @@ from mavil.seeds import sample_seed
 from mavil.structs import SAMPLE_RATE
 
 Members = Mapping[str, bytes]
+KINDS = ("has_audio", "has_video")
 
 
 def wav_bytes(key: str, seconds: float = 0.05) -> bytes:
@@ -91,12 +92,23 @@ def write_folder(folder: Path, shards: Sequence[Mapping[str, Members]]) -> Path:
     write_table(folder, ClipTable.of(rows, [[classes.index(label) for label in clip] for clip in labels]))
     tables = {name: sha256_of(folder / name) for name in (CLIPS, LABELS)}
     counts = dict(Counter(label for clip in labels for label in clip))
-    write_index(ShardIndex(folder, num_clips, num_clips, 0, classes, counts, {}, infos, tables))
+    having = [
+        sum(_has(members.get("json", b"{}"), kind) for clips in shards for members in clips.values()) for kind in KINDS
+    ]
+    write_index(ShardIndex(folder, num_clips, having[0], having[1], classes, counts, {}, infos, tables))
     return folder
 
 
 def _info_of(path: Path, num_clips: int) -> ShardInfo:
     return ShardInfo(path.name, num_clips, path.stat().st_size, sha256_of(path))
+
+
+def _has(record: bytes, kind: str) -> bool:
+    """What a record says of sound or picture; nothing where a test has damaged it."""
+    try:
+        return bool(json.loads(record).get(kind))
+    except (ValueError, AttributeError):
+        return False
 
 
 def _labels(record: bytes) -> tuple[str, ...]:

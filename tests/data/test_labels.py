@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mavil.data.labels import Vocabulary, count_field_values, record_labels
+from mavil.data.labels import Vocabulary, count_field_values, nearest_spelling, record_labels, refuse_look_alikes
 from mavil.structs import UserError
 from tests.data.shard_files import record_bytes
 
@@ -61,3 +61,12 @@ def test_labels_of_a_record() -> None:
     assert record_labels(record, "speaker") == ("theo",)
     assert record_labels(record, "blank") == ()
     assert record_labels(record, "absent") == ()
+
+
+def test_classes_that_differ_in_capitals_or_spaces_are_told() -> None:
+    refuse_look_alikes(["dog", "dogs", "hot dog", "hot-dog"], "here")
+    for other in ("Dog", "dog ", "DOG"):
+        with pytest.raises(UserError, match=f"here: the classes 'dog' and {other!r} differ only"):
+            refuse_look_alikes(["dog", "cat", other], "here")
+    assert nearest_spelling("Hot  Dog", ["dog", "hot dog"]) == "hot dog"
+    assert nearest_spelling("dog", ["dog", "hot dog"]) is None

@@ -27,7 +27,7 @@ from mavil.data.sources.web_tars import read_web_tars
 from mavil.data.sources.youcook2 import read_youcook2
 from mavil.structs import UserError
 
-__all__ = ["FORMATS", "Listing", "SourceOptions", "overlaps", "read_ids", "read_source"]
+__all__ = ["FORMATS", "Listing", "SourceOptions", "overlaps", "read_ids", "read_source", "told_format"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_source(source: Path, options: SourceOptions = DEFAULTS) -> Listing:
         raise UserError(
             f"{source}: no such folder or CSV; give a folder of media files, a .csv with a column 'path', or a dataset's list"
         )
-    name = _told(source) if options.format == "auto" else options.format
+    name = told_format(source) if options.format == "auto" else options.format
     reader = _READERS[name]
     for option in ("media", "classes", "split", "weights"):
         if getattr(options, option) is not None and option not in reader.options:
@@ -93,7 +93,12 @@ def read_source(source: Path, options: SourceOptions = DEFAULTS) -> Listing:
     return reader.read(source, options)
 
 
-def _told(source: Path) -> str:
+def told_format(source: Path) -> str:
+    """The format that a source looks like, which is what ``auto`` takes it for.
+
+    Raises:
+        UserError: a single file that is no list, or cannot be read.
+    """
     if source.is_dir():
         return _told_folder(source)
     if source.suffix.lower() == ".tar":
