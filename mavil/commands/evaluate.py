@@ -1,11 +1,12 @@
-"""``mavil evaluate RUN``: the task's own metrics on a folder of shards."""
+"""``mavil evaluate RUN [DATA]``: what a run is worth on a set of clips, with everything needed to compare the numbers."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,19 +15,38 @@ from rich.console import Console
 from rich.table import Table
 
 from mavil import distributed
-from mavil.atomic_files import write_text
 from mavil.commands.assemble import CLASSES_FILE, loader_for, prepare_for, read_recipe, task_for
+from mavil.commands.audit import audit_run
+from mavil.commands.evaluate_classifier import predict_run
+from mavil.commands.evaluate_labels import read_marked_labels
+from mavil.commands.evaluate_page import REPORT, evaluation_report
+from mavil.commands.evaluate_results import (
+    FOLDER,
+    METRICS,
+    csv_text,
+    print_results,
+    refuse_foreign,
+    remarks,
+    shown_progress,
+    write_folder,
+    write_results,
+)
+from mavil.commands.overlap import overlap_with_training
 from mavil.commands.retrieve import names_in
 from mavil.config import ClassifyTask, Recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.prepare import prepared
 from mavil.engine.checkpoints.reading import load_weights
 from mavil.engine.process.runtime import choose_device, settle
+from mavil.evaluation.classification import finite
+from mavil.evaluation.results import judge
 from mavil.models.weights import load_parts
 from mavil.recipe import change_recipe
+from mavil.report.page import write_page
 from mavil.structs import Modality, UserError
 
-RESULT_FILE = "evaluation.json"
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+"""How KEY=VALUE begins; an address or a path that holds ``=`` has other characters before it."""
 
 
 @dataclass(frozen=True)
@@ -76,47 +96,135 @@ def modalities_in(recipe: Recipe, text: str | None) -> tuple[Modality, ...]:
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="run folder of any task")],
-    changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change")] = None,
-    shards: Annotated[
-        str | None, typer.Option(help="shards to evaluate on; default: the run's data.evaluation")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA] [KEY=VALUE]...",
+            help="shards to evaluate on (default: the run's data.evaluation), and settings to change",
+        ),
     ] = None,
+    shards: Annotated[str | None, typer.Option(help="older spelling of DATA", hidden=True)] = None,
     checkpoint: Annotated[
         str, typer.Option(help="which one: newest, best (see trainer.best_metric) or a step")
     ] = "newest",
     modalities: Annotated[
         str | None, typer.Option(help="show the model only these of its modalities, e.g. audio; default: all")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="VGGSounder's table: judge by these labels too, beside the data's own")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="resamples of the clips for the intervals; 0: none")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="folder of the results; default: RUN/evaluation; replaced")] = None,
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="instead: try that a clip's logits depend on the clip alone; write audit.json"),
+    ] = False,
 ) -> None:
-    """Evaluate a run; print the metrics and write RUN/evaluation.json."""
+    """Evaluate a run; print the metrics and write the folder RUN/evaluation."""
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder")
-    where = [f"data.evaluation={shards}"] if shards else []
-    recipe = read_recipe(run, [*(changes or []), *where])
+    data, changes = split_words(words or [], shards)
+    recipe = read_recipe(run, [*changes, *([f"data.evaluation={data}"] if data else [])])
     shown = modalities_in(recipe, modalities)
+    if audit:
+        audit_run(run, recipe, checkpoint, shown, out=out)
+        return
+    place = out or run / FOLDER
+    refuse_foreign(place)
+    if isinstance(recipe.task, ClassifyTask):
+        _evaluate_classifier(run, recipe, checkpoint, shown, labels, bootstrap, place)
+    elif labels is not None:
+        raise UserError(f"--labels {labels}: {run} is a {recipe.task.kind} run, which predicts no classes")
+    else:
+        _evaluate_other(run, recipe, checkpoint, shown, place)
+
+
+def split_words(words: Sequence[str], shards: str | None = None) -> tuple[str | None, list[str]]:
+    """What is meant by DATA, if anything, and the settings.
+
+    Raises:
+        UserError: there are two of DATA.
+    """
+    changes = [word for word in words if _SETTING.match(word)]
+    places = [word for word in words if not _SETTING.match(word)] + ([shards] if shards else [])
+    if len(places) > 1:
+        raise UserError(f"{' '.join(places)}: name one place with data; settings are KEY=VALUE")
+    return (places[0] if places else None), changes
+
+
+def _evaluate_classifier(
+    run: Path,
+    recipe: Recipe,
+    checkpoint: str,
+    shown: Sequence[Modality],
+    labels: Path | None,
+    bootstrap: int,
+    place: Path,
+) -> None:
+    """The clips on all ranks, then the numbers on the main one."""
+    listed = None if labels is None else read_marked_labels(labels, Vocabulary.from_file(run / CLASSES_FILE))
+    with distributed.process_group(choose_device(recipe.trainer.device)):
+        predictions = predict_run(run, recipe, checkpoint, shown)
+        if not distributed.is_main():
+            return
+    overlap = overlap_with_training(recipe)
+    predictions = replace(predictions, facts={**predictions.facts, "overlap": overlap.to_dict()})
+    with shown_progress(bootstrap) as progress_of:
+        results = judge(predictions, bootstrap, listed, str(labels or ""), progress_of)
+    report = evaluation_report(results, run, recipe)
+
+    def write(folder: Path) -> None:
+        write_results(folder, results)
+        write_page(folder / REPORT, report)
+
+    write_folder(place, write)
+    console = Console()
+    for line in [*_shown_remark(recipe, shown), *remarks(results), *overlap.lines()]:
+        console.print(line, highlight=False, soft_wrap=True)
+    print_results(console, results, f"{run} on {predictions.facts['data']}")
+    console.print(f"written: {place}", highlight=False, soft_wrap=True)
+
+
+def _evaluate_other(run: Path, recipe: Recipe, checkpoint: str, shown: Sequence[Modality], place: Path) -> None:
+    """The task's own metrics."""
     with distributed.process_group(choose_device(recipe.trainer.device)):
         found = evaluate_run(run, recipe, checkpoint, shown)
         if not distributed.is_main():
             return
-        facts = {
-            "shards": recipe.data.evaluation,
-            "checkpoint": checkpoint,
-            "modalities": shown,
-            "evaluation_windows": recipe.data.evaluation_windows,
-            "num_windows": found.counts["samples"],
-        }
-        write_text(run / RESULT_FILE, json.dumps({**facts, **found.metrics}, indent=2) + "\n")
-        console = Console()
-        for line in _remarks(recipe, shown, found.counts):
-            console.print(line, highlight=False)
-        table = Table("metric", "value", title=f"{run} on {recipe.data.evaluation}", title_justify="left")
-        for name, value in found.metrics.items():
-            table.add_row(name, f"{value:.4g}")
-        console.print(table)
+    facts = {
+        "run": str(run),
+        "data": recipe.data.evaluation,
+        "checkpoint": checkpoint,
+        "modalities": shown,
+        "evaluation_windows": recipe.data.evaluation_windows,
+        "num_windows": found.counts["samples"],
+        "overlap": (overlap := overlap_with_training(recipe)).to_dict(),
+    }
+    text = json.dumps(finite({**facts, **found.metrics}), indent=2) + "\n"
+    rows = [("shown", "metric", "value", "low", "high")]
+    rows += [("+".join(shown), name, str(value), "", "") for name, value in found.metrics.items()]
+
+    def write(folder: Path) -> None:
+        (folder / METRICS).write_text(text, encoding="utf-8")
+        (folder / "metrics.csv").write_text(csv_text(rows), encoding="utf-8")
+
+    write_folder(place, write)
+    console = Console()
+    for line in [*_shown_remark(recipe, shown), *_remarks(recipe, shown, found.counts), *overlap.lines()]:
+        console.print(line, highlight=False, soft_wrap=True)
+    table = Table("metric", "value", title=f"{run} on {recipe.data.evaluation}", title_justify="left")
+    for name, value in found.metrics.items():
+        table.add_row(name, f"{value:.4g}")
+    console.print(table)
+
+
+def _shown_remark(recipe: Recipe, shown: Sequence[Modality]) -> list[str]:
+    return [f"the model was shown {shown[0]} only"] if len(shown) < len(recipe.modalities) else []
 
 
 def _remarks(recipe: Recipe, shown: Sequence[Modality], counts: dict[str, int]) -> list[str]:
     """What of the clips the numbers are of, where it is not all of each clip's middle."""
-    lines = [f"the model was shown {shown[0]} only"] if len(shown) < len(recipe.modalities) else []
+    lines: list[str] = []
     if recipe.data.evaluation_windows > 1:
         lines.append(
             f"{counts['samples']} windows used, at most {recipe.data.evaluation_windows} of a clip; each clip's "

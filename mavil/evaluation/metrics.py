@@ -27,7 +27,7 @@ def classification_metrics(scores: Tensor, targets: Tensor, multi_label: bool) -
         UserError: a score is not finite.
         ValueError: shapes differ, there is no clip or no positive, or a row has not exactly one label.
     """
-    scores, is_positive = _checked(scores, targets)
+    scores, is_positive = checked(scores, targets)
     num_clips, num_classes = scores.shape
     positives = is_positive.sum(0)
     scored = [c for c in range(num_classes) if positives[c] > 0]
@@ -39,7 +39,7 @@ def classification_metrics(scores: Tensor, targets: Tensor, multi_label: bool) -
     precisions = [average_precision_score(is_positive[:, c].numpy(), scores[:, c].numpy()) for c in scored]
     metrics = {
         "map": sum(precisions) / len(scored),
-        "map_chance": sum(_random_order_precision(num_clips, int(positives[c])) for c in scored) / len(scored),
+        "map_chance": sum(random_order_precision(num_clips, int(positives[c])) for c in scored) / len(scored),
         "mean_prevalence": (positives[scored].double().mean() / num_clips).item(),
         "num_clips": float(num_clips),
         "num_classes": float(num_classes),
@@ -50,7 +50,13 @@ def classification_metrics(scores: Tensor, targets: Tensor, multi_label: bool) -
     return metrics
 
 
-def _checked(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def checked(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores ``[n, classes]`` as float64 and which targets are positive, as bool, both on the CPU.
+
+    Raises:
+        UserError: a score is not finite.
+        ValueError: shapes differ, or there is no clip.
+    """
     scores, targets = scores.detach().double().cpu(), targets.detach().cpu()
     if scores.ndim != 2 or scores.shape != targets.shape or len(scores) == 0:
         raise ValueError(
@@ -81,7 +87,7 @@ def _accuracy(scores: Tensor, is_positive: Tensor) -> dict[str, float]:
     }
 
 
-def _random_order_precision(num_clips: int, num_positives: int) -> float:
+def random_order_precision(num_clips: int, num_positives: int) -> float:
     """Expected average precision of a random order, exactly.
 
     A positive at rank k has (k - 1)(positives - 1)/(clips - 1) other positives above it on average, so its precision is

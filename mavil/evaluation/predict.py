@@ -75,8 +75,8 @@ def collect(batches: Iterable[Inputs], compute: Callable[[Inputs], dict[str, Ten
             ``torch.inference_mode``; putting the model into ``eval()`` is the caller's business.
 
     Raises:
-        UserError: the evaluation set holds no clip.
-        ValueError: a clip came twice, or ``compute`` returned a tensor that has not one row per clip.
+        UserError: the evaluation set holds no clip, or a clip came twice.
+        ValueError: ``compute`` returned a tensor that has not one row per clip.
     """
     share = _Share()
     # Ranks may hold different numbers of batches: whoever talked to the others in this loop would wait forever.
@@ -113,8 +113,9 @@ def _joined(answers: list[tuple[Collected, list[str]]]) -> Collected:
     repeated = [key for _, found in answers for key in found]
     repeated += [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
-        raise ValueError(
-            f"{len(repeated)} clips came more than once, first {repeated[0]!r}: each must be evaluated exactly once"
+        raise UserError(
+            f"{len(repeated)} clips came more than once, first {repeated[0]!r}: each must be evaluated exactly once; give every "
+            "clip of the evaluation data a key of its own"
         )
     order = sorted(range(len(keys)), key=keys.__getitem__)
     values = {name: torch.cat([share.values[name] for share in shares])[order] for name in shares[0].values}

@@ -171,10 +171,12 @@ class Classification:
         ``<name>_judged`` says which clips have any of it, ``targets`` what they are. Separate heads never see more than their own
         modality: their names are ``audio`` and ``video``, whatever is shown beside.
         """
+        # One pass of everything has what each head says alone.
+        sets = shown if JOINT in self.outputs else [max(shown, key=len)]
 
         def compute(inputs: Inputs) -> dict[str, Tensor]:
             rows: dict[str, Tensor] = {}
-            for modalities in shown:
+            for modalities in sets:
                 for output, values in self._predict(inputs, modalities).items():
                     rows[output.replace(JOINT, "+".join(modalities), 1)] = values
             return rows

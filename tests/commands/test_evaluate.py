@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 
 from mavil.commands.assemble import load_masked
 from mavil.commands.embedding import embed_shards
+from mavil.commands.evaluate import split_words
+from mavil.engine.metrics.tracker import read_metrics
+from mavil.evaluation.predictions import read_predictions
 from tests.commands.conftest import Outcome
 from tests.data.shard_files import media_clip, write_folder
 
@@ -48,7 +52,7 @@ def data(train: Path, evaluation: Path | None = None, **more: object) -> dict[st
     return {"train": str(train), "evaluation": str(evaluation or train), "num_workers": 0, **more}
 
 
-def stored(run: Path, name: str = "evaluation.json") -> dict[str, Any]:
+def stored(run: Path, name: str = "evaluation/metrics.json") -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / name).read_text())
     return found
 
@@ -86,11 +90,139 @@ def test_windows_are_averaged_and_told(mavil: Mavil, recipe: Recipe, tmp_path: P
     assert found.code == 0, found.err
     # A window of video is 1 s, of sound 0.66 s: every clip of 1.5 s is longer.
     assert f"{3 * 13} windows used, at most 3 of a clip; each clip's predictions are averaged" in found.out
-    assert "9 windows without audio" in found.out
+    assert "3 clips without audio" in found.out
     result = stored(tmp_path / "runs/both")
     assert (result["num_clips"], result["num_windows"], result["evaluation_windows"]) == (13, 39, 3)
-    assert mavil("evaluate", "runs/both").code == 0
-    assert stored(tmp_path / "runs/both")["num_windows"] == 13
+    assert set(result["shown"]) == {f"{m}{w}" for m in ("audio", "video", "audio+video") for w in ("", ", one window")}
+    assert mavil("evaluate", "runs/both", "trainer.device_batch=4").code == 0
+    once = stored(tmp_path / "runs/both")
+    assert once["num_windows"] == 13
+    # The middle window beside the average is what one window gives.
+    assert {f"{name}, one window": found for name, found in once["shown"].items()} == {
+        name: found for name, found in result["shown"].items() if name.endswith("one window")
+    }
+    assert once["shown"]["audio+video"]["calibration"] != result["shown"]["audio+video"]["calibration"]
+
+
+@pytest.fixture(scope="module")
+def other_labels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Shards that the run cannot be judged on: without labels, with unknown ones, with a key twice; and with one class."""
+    made: dict[str, Path] = {}
+    cases = {"without": [[], []], "unknown": [["high"], ["shrill"]], "one class": [["high"], ["high"]]}
+    for name, labels in cases.items():
+        members = {f"c{i}": media_clip(f"c{i}", 1.5, labels=own) for i, own in enumerate(labels)}
+        made[name] = write_folder(tmp_path_factory.mktemp(name), [members])
+    same = [{"c": media_clip(name, 1.5, labels=["high"])} for name in ("one", "other")]
+    made["twice"] = write_folder(tmp_path_factory.mktemp("twice"), same)
+    return made
+
+
+def test_everything_is_written_at_once_and_what_is_wrong_is_told_in_one_line(
+    mavil: Mavil, recipe: Recipe, tmp_path: Path, gaps: Path, whole: Path, other_labels: dict[str, Path]
+) -> None:
+    settings = {"task": {"kind": "classify"}, "data": data(gaps, missing_modality="keep")}
+    assert mavil("train", recipe("both", **settings)).code == 0
+    found = mavil("evaluate", "runs/both", whole, "--bootstrap", 20)
+    assert found.code == 0, found.err
+    folder = tmp_path / "runs/both/evaluation"
+    assert {file.name for file in folder.iterdir()} == {
+        *("metrics.json", "metrics.csv", "classes.csv", "predictions.npz", "report.html")
+    }
+    result, predictions = stored(tmp_path / "runs/both"), read_predictions(folder / "predictions.npz")
+    assert (result["data"], result["step"], result["clips_in_data"], result["left_out"]) == (str(whole), 4, WHOLE, {})
+    assert predictions.keys == [f"whole{i}" for i in range(WHOLE)]
+    assert list(predictions.scores) == ["audio", "video", "audio+video"]
+    accuracy = result["shown"]["video"]["metrics"]["accuracy"]
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    (row,) = [row for row in rows if (row["shown"], row["metric"]) == ("video", "accuracy")]
+    assert [float(row[name]) for name in ("value", "low", "high")] == [accuracy[n] for n in ("value", "low", "high")]
+    classes = list(csv.DictReader((folder / "classes.csv").open()))
+    assert [(row["shown"], row["class"]) for row in classes[:2]] == [("audio", "high"), ("audio", "low")]
+    assert "Reliability" in (folder / "report.html").read_text()
+
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    Path("list.csv").write_text("video_id,label\nwhole0,loud\n")
+    Path("other.csv").write_text("a,b\n1,2\n")
+    refused = {
+        (other_labels["without"],): "its clips have no labels, so predictions cannot be judged",
+        (other_labels["unknown"],): "1 of its 2 labels are none of the 2 classes of the run (first: 'shrill')",
+        (other_labels["twice"],): "1 clips came more than once, first 'c'",
+        (whole, whole): "name one place with data",
+        (
+            whole,
+            "--labels",
+            "list.csv",
+        ): "list.csv: 1 of its 1 classes are none of the 2 classes of the run (first: 'loud')",
+        (whole, "--labels", "other.csv"): "other.csv: its first line is 'a,b'; --labels takes VGGSounder's table",
+        (whole, "--out", "runs/both/checkpoints"): "holds something that is no evaluation",
+    }
+    for arguments, message in refused.items():
+        outcome = mavil("evaluate", "runs/both", *arguments)
+        assert outcome.code == 2, outcome
+        assert message in " ".join(outcome.err.split())
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    found = mavil("evaluate", "runs/both", other_labels["one class"], "--bootstrap", 5, "--out", "one")
+    assert "audio / video / audio+video: 2 of 2 classes have no positive or no negative clip" in " ".join(
+        found.out.split()
+    )
+    assert stored(tmp_path, "one/metrics.json")["shown"]["audio"]["metrics"]["map"]["value"] is None
+    # The scores of each modality alone are those of a run that decodes nothing else.
+    assert mavil("evaluate", "runs/both", whole, "--modalities", "audio", "--bootstrap", 0, "--out", "alone").code == 0
+    alone = read_predictions(tmp_path / "alone/predictions.npz")
+    assert list(alone.scores) == ["audio"]
+    torch.testing.assert_close(alone.scores["audio"], predictions.scores["audio"])
+
+
+@pytest.mark.parametrize(
+    ("words", "data", "changes"),
+    [
+        ([], None, []),
+        (["shards/a", "seed=1"], "shards/a", ["seed=1"]),
+        (["data.max_skip_ratio=0.5", "https://host/a?sign=b"], "https://host/a?sign=b", ["data.max_skip_ratio=0.5"]),
+        (["./a=b"], "./a=b", []),
+    ],
+)
+def test_data_is_what_is_no_setting(words: list[str], data: str | None, changes: list[str]) -> None:
+    assert split_words(words) == (data, changes)
+    if data is None:
+        assert split_words(words, "older") == ("older", [])
+
+
+def test_vggsounder_is_reported_beside_the_single_label(
+    mavil: Mavil, recipe: Recipe, tmp_path: Path, whole: Path
+) -> None:
+    settings = {"task": {"kind": "classify", "modalities": ["audio"]}, "data": data(whole)}
+    assert mavil("train", recipe("sound", **settings)).code == 0
+    lines = [f"whole{i},{CLASSES[i % 2]},AV,False,False,True" for i in range(6)]
+    header = "video_id,label,modality,background_music,static_image,voice_over"
+    Path("list.csv").write_text("\n".join([header, *lines, "whole0,low,A,,,", "gone,low,V,,,"]) + "\n")
+    found = mavil("evaluate", "runs/sound", "--labels", "list.csv", "--bootstrap", 20)
+    assert found.code == 0, found.err
+    assert "6 clips with both predictions and these labels; 1 of the list have no prediction, 2 evaluated" in found.out
+    result = stored(tmp_path / "runs/sound")
+    assert result["shown"]["audio"]["num_clips"] == WHOLE
+    subsets = result["labels"]["metrics"]["audio"]
+    assert {name: subset["num_clips"] for name, subset in subsets.items()} == {
+        **dict.fromkeys(("all", "audible", "visible", "audible and visible"), 6),
+        "audible only": 1,
+    }
+    assert "modality_gap" in result
+    assert "Labels of a list" in (tmp_path / "runs/sound/evaluation/report.html").read_text()
+
+
+def test_separate_heads_keep_their_outputs(mavil: Mavil, recipe: Recipe, tmp_path: Path, gaps: Path) -> None:
+    settings = {"fusion": None, "task": {"kind": "classify", "heads": "separate"}}
+    assert mavil("train", recipe("heads", **settings, data=data(gaps, missing_modality="keep"))).code == 0
+    assert mavil("evaluate", "runs/heads", "--bootstrap", 0).code == 0
+    shown = stored(tmp_path / "runs/heads")["shown"]
+    assert {name: one["num_clips"] for name, one in shown.items()} == {"audio": WHOLE + BLIND, "video": WHOLE + DEAF}
+    last = [line["metrics"] for line in read_metrics(tmp_path / "runs/heads")][-1]
+    assert {name: one["metrics"]["accuracy"]["value"] for name, one in shown.items()} == {
+        name: last[f"evaluation/{name}/accuracy"] for name in ("audio", "video")
+    }
+    alone = ("data.max_skip_ratio=0.5", "--modalities", "audio", "--bootstrap", 0)
+    assert mavil("evaluate", "runs/heads", *alone).code == 0
+    assert list(read_predictions(tmp_path / "runs/heads/evaluation/predictions.npz").scores) == ["audio"]
 
 
 def test_retrieval_leaves_incomplete_clips_out_and_says_so(

@@ -39,7 +39,7 @@ def on_rank_one_only() -> list[str]:
 def twice() -> str:
     try:
         collect(batches(KEYS, 4), compute)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return "accepted"
 
@@ -148,13 +148,13 @@ def split_between_ranks() -> str:
     rows = [row for number, row in enumerate(window_rows()) if number % 2 == distributed.rank()]
     try:
         collect(window_batches(rows, 2), windows_computed)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return "accepted"
 
 
 def test_windows_are_told_from_clips_that_came_twice() -> None:
     rows = [*window_rows(), window_rows()[1]]
-    with pytest.raises(ValueError, match="1 clips came more than once, first 'b'"):
+    with pytest.raises(UserError, match="1 clips came more than once, first 'b'"):
         collect(window_batches(rows, 3), windows_computed)
     assert all("came more than once" in message for message in run_in_ranks(split_between_ranks, ranks=2))
