@@ -119,6 +119,7 @@ def evaluate(
         bool,
         typer.Option("--audit", help="instead: try that a clip's logits depend on the clip alone; write audit.json"),
     ] = False,
+    audit_clips: Annotated[int, typer.Option(min=2, help="clips that --audit tries, spread over the data")] = 64,
 ) -> None:
     """Evaluate a run; print the metrics and write the folder RUN/evaluation."""
     if not run.is_dir():
@@ -127,7 +128,7 @@ def evaluate(
     recipe = read_recipe(run, [*changes, *([f"data.evaluation={data}"] if data else [])])
     shown = modalities_in(recipe, modalities)
     if audit:
-        audit_run(run, recipe, checkpoint, shown, out=out)
+        audit_run(run, recipe, checkpoint, shown, audit_clips, out)
         return
     place = out or run / FOLDER
     refuse_foreign(place)

@@ -175,10 +175,10 @@ class ClipDecoder:
     def places(self, duration_seconds: float, lengths: Lengths | None = None) -> list[float]:
         """Where in a clip each of its windows lies in evaluation: 0 at its beginning, 1 at its end, one in its middle.
 
-        A clip that is not longer than its longest window has only one.
+        A clip that is not longer than its shortest window has only one.
         """
-        longest = max((lengths or self._lengths).values())
-        if self.training or self.windows == 1 or duration_seconds <= longest:
+        shortest = min((lengths or self._lengths).values())
+        if self.training or self.windows == 1 or duration_seconds <= shortest:
             return [0.5]
         return [number / (self.windows - 1) for number in range(self.windows)]
 
@@ -187,8 +187,10 @@ class ClipDecoder:
     ) -> dict[Modality, float]:
         """Second of the clip at which each modality begins.
 
-        The longer of the two windows lies anywhere in the clip in training, at ``place`` in evaluation; the shorter one lies
-        anywhere inside the longer or in its middle, so that sound and picture are of the same moment however long the clip is.
+        In training the longer of the two windows lies anywhere in the clip, and the shorter one anywhere inside the longer. In
+        evaluation both lie at ``place``: then too the shorter one is inside the longer, and several windows of the picture go
+        over the whole clip also where the sound is taken whole. So sound and picture are of the same moment however long the
+        clip is.
 
         Args:
             duration_seconds: of the clip.
@@ -197,10 +199,10 @@ class ClipDecoder:
             place: one of :meth:`places`.
         """
         lengths = lengths or self._lengths
+        if not self.training:
+            return {m: place * max(0.0, duration_seconds - length) for m, length in lengths.items()}
         span = min(max(lengths.values()), duration_seconds)
-        outer, *inner = [place] + [0.5] * len(lengths)
-        if self.training:
-            outer, *inner = uniform_draws(torch.tensor([seed]), "time window", 1 + len(lengths))[0].tolist()
+        outer, *inner = uniform_draws(torch.tensor([seed]), "time window", 1 + len(lengths))[0].tolist()
         begin = outer * (duration_seconds - span)
         return {
             m: begin + share * max(0.0, span - length)

@@ -139,7 +139,7 @@ def test_sound_and_picture_of_a_window_are_of_one_moment(tmp_path: Path) -> None
     media = {key: media_clip(key, 2.0, sound=key == "clip")["mp4"] for key in ("clip", "deaf")}
     for row, start in enumerate((0.0, 0.5, 1.0)):
         assert torch.equal(batch.waveforms[row], decode_audio(media["clip"], 1.0, start_seconds=start))
-        assert torch.equal(batch.frames[row], decode_frames(media["clip"], window, start_seconds=start + 0.25))
+        assert torch.equal(batch.frames[row], decode_frames(media["clip"], window, start_seconds=1.5 * start))
     # Without sound the frames' own window is what is spread, whether the record or the file says so.
     for row, start in enumerate((0.0, 0.75, 1.5)):
         assert torch.equal(batch.frames[3 + row], decode_frames(media["deaf"], window, start_seconds=start))
@@ -149,10 +149,14 @@ def test_sound_and_picture_of_a_window_are_of_one_moment(tmp_path: Path) -> None
 def test_places() -> None:
     decoder = ClipDecoder(4.0, FrameWindow(4, 2.0, 32), 0, training=False, windows=5)
     assert decoder.places(10.0) == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert decoder.places(4.0) == [0.5]
+    assert decoder.places(4.0) == [0.0, 0.25, 0.5, 0.75, 1.0]  # the sound is taken whole, and the picture is gone over
+    assert decoder.places(2.0) == [0.5]
+    assert decoder.places(4.0, {"audio": 4.0}) == [0.5]
     assert decoder.places(4.0, {"video": 2.0}) == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert replace(decoder, training=True).places(10.0) == [0.5]
-    assert decoder.starts(10.0, 0, place=1.0) == {"audio": 6.0, "video": 7.0}
+    assert decoder.starts(10.0, 0, place=1.0) == {"audio": 6.0, "video": 8.0}
+    assert decoder.starts(4.0, 0, place=0.25) == {"audio": 0.0, "video": 0.5}
+    assert decoder.starts(10.0, 0) == {"audio": 3.0, "video": 4.0}
 
 
 @pytest.mark.parametrize("training", [True, False])
