@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mavil import distributed
 from mavil.atomic_files import unwritable, write_text
-from mavil.commands.assemble import CLASSES_FILE, load_masked, loader_for, open_split, prepare_for, task_for
+from mavil.commands.assemble import CLASSES_FILE, load_masked, task_for
 from mavil.commands.audit_batches import NEIGHBOUR, Compositions, samples_of
 from mavil.commands.errors import EXIT_CHECKS_FAILED
+from mavil.commands.inputs import loader_for, open_split, prepare_for
 from mavil.commands.overlap import Overlap
 from mavil.commands.overlap import overlap_with_training as overlap_with_training
 from mavil.config import ClassifyTask, Recipe

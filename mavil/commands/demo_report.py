@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 import mavil
-from mavil.commands.assemble import CONFIG_FILE, curve_of, evaluation_inputs, load_masked
+from mavil.commands.assemble import CONFIG_FILE, curve_of, load_masked
 from mavil.commands.demo_checks import Check
 from mavil.commands.demo_clips import ClipSets
 from mavil.commands.embedding import Embedded, embed_shards
+from mavil.commands.inputs import evaluation_inputs
 from mavil.commands.predicting import audio_filled, predict, video_filled
 from mavil.config import Recipe
 from mavil.data.media import DecodeError, FrameWindow, decode_audio, decode_frames, encode_clip

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mavil.commands.assemble import loader_for, prepare_for
+from mavil.commands.inputs import loader_for, prepare_for
 from mavil.config import Recipe
 from mavil.data.loading.loader import Loader
 from mavil.data.prepare import Prepare

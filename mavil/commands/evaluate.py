@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mavil import distributed
-from mavil.commands.assemble import CLASSES_FILE, loader_for, prepare_for, read_recipe, task_for
+from mavil.commands.assemble import CLASSES_FILE, read_recipe, task_for
 from mavil.commands.audit import audit_run
 from mavil.commands.evaluate_classifier import predict_run
 from mavil.commands.evaluate_labels import read_marked_labels
@@ -31,6 +31,7 @@ from mavil.commands.evaluate_results import (
     write_folder,
     write_results,
 )
+from mavil.commands.inputs import loader_for, prepare_for
 from mavil.commands.overlap import overlap_with_training
 from mavil.commands.retrieve import names_in
 from mavil.config import ClassifyTask, Recipe

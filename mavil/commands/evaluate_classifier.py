@@ -13,8 +13,9 @@ from torch import Tensor
 
 import mavil
 from mavil import distributed
-from mavil.commands.assemble import CLASSES_FILE, loader_for, prepare_for, task_for
-from mavil.commands.evaluate_labels import check_labels
+from mavil.commands.assemble import CLASSES_FILE, task_for
+from mavil.commands.fitting import check_evaluation_labels
+from mavil.commands.inputs import loader_for, prepare_for
 from mavil.config import ClassifyTask, Recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.prepare import prepared
@@ -45,7 +46,7 @@ def predict_run(run: Path, recipe: Recipe, which: str, modalities: Sequence[Moda
     device = choose_device(recipe.trainer.device)
     settle(device, recipe.trainer.num_threads)
     vocabulary = Vocabulary.from_file(run / CLASSES_FILE)
-    check_labels(recipe, vocabulary)
+    check_evaluation_labels(recipe, vocabulary)
     # The checkpoint holds the whole model; what the run itself started from need not exist any more.
     task = task_for(change_recipe(recipe, "task.weights=null"), vocabulary, device)
     assert isinstance(task, Classification)

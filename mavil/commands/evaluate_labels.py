@@ -1,4 +1,4 @@
-"""Labels of the evaluation clips: whether they fit the run's classes, and a list of others beside them."""
+"""A list of labels beside those of the evaluation clips."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ import csv
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from mavil.commands.assemble import open_split
-from mavil.config import ClassifyTask, Recipe
-from mavil.data.labels import Vocabulary, count_field_values
+from mavil.data.labels import Vocabulary
 from mavil.evaluation.label_subsets import SUBSETS, MarkedLabels
 from mavil.structs import UserError
 
 NUM_NAMED = 3
 """Names that a message tells."""
-
-
-def check_labels(recipe: Recipe, vocabulary: Vocabulary) -> None:
-    """Before anything is decoded: the clips have labels, and the run knows them.
-
-    Raises:
-        UserError: no clip has a label, or some labels are none of the run's classes.
-    """
-    assert isinstance(recipe.task, ClassifyTask)
-    shards = open_split(recipe, "evaluation")
-    field = recipe.task.label_field
-    labels = count_field_values(shards.records(), field) if field else shards.index.label_counts
-    where = shards.storage.location
-    if not labels:
-        raise UserError(
-            f"{where}: its clips have no labels, so predictions cannot be judged: pack it with labels (one sub-folder per class, "
-            "or a CSV with a labels column), or name a metadata field with task.label_field=FIELD"
-        )
-    _refuse_unknown(f"{where}: {{}} of its {len(labels)} labels", labels, vocabulary)
 
 
 def read_marked_labels(path: Path, vocabulary: Vocabulary) -> MarkedLabels:

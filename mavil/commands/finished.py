@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mavil.commands.assemble import CONFIG_FILE, open_split
+from mavil.commands.assemble import CONFIG_FILE
+from mavil.commands.inputs import open_split
 from mavil.commands.normalisation import complete_recipe
 from mavil.commands.schedule import global_batch, samples_per_epoch
 from mavil.config import Recipe

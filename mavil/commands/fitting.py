@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mavil.commands.assemble import CLASSES_FILE, open_split
+from mavil.commands.assemble import CLASSES_FILE
+from mavil.commands.inputs import open_split
 from mavil.config import ClassifyTask, Recipe
 from mavil.data.labels import NUM_NEAR, Vocabulary, count_field_values, nearest_spelling
 from mavil.data.shards.index import ShardIndex

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mavil import distributed
 from mavil.atomic_files import write_text
-from mavil.commands.assemble import curve_of, load_masked, open_split, read_recipe, shards_of
+from mavil.commands.assemble import curve_of, load_masked, read_recipe
 from mavil.commands.embedding import Embedded, embed_shards
 from mavil.commands.evaluate import evaluate_run
+from mavil.commands.inputs import open_split, shards_of
 from mavil.commands.inspect import inspect_recipe
 from mavil.commands.retrieve import names_in, retrieval_results
 from mavil.commands.schedule import global_batch

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mavil.commands.assemble import open_split
+from mavil.commands.inputs import open_split
 from mavil.commands.packing import is_media, known_shards
 from mavil.config import Recipe
 from mavil.data.sources.recordings import recording_of

@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from mavil.commands.assemble import CONFIG_FILE, load_masked, loader_for, prepare_for
+from mavil.commands.assemble import CONFIG_FILE, load_masked
+from mavil.commands.inputs import loader_for, prepare_for
 from mavil.commands.normalisation import audio_statistics
 from mavil.commands.picture_page import Shown, write_pictures
 from mavil.commands.predicting import ViewOf, audio_filled, predict

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mavil.commands.assemble import remote_options
+from mavil.commands.inputs import remote_options
 from mavil.config import Recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.stream.shard_set import ShardSet, open_shards

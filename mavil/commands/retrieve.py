@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mavil import distributed
 from mavil.atomic_files import write_text
-from mavil.commands.assemble import load_masked, shards_of
+from mavil.commands.assemble import load_masked
 from mavil.commands.embedding import Embedded, embed_shards
+from mavil.commands.inputs import shards_of
 from mavil.config import Recipe
 from mavil.engine.process.runtime import choose_device, settle
 from mavil.evaluation.probing import Cue, CueResult, cue_column, cue_table

@@ -13,18 +13,11 @@ from rich.console import Console
 
 from mavil import distributed
 from mavil.atomic_files import write_text
-from mavil.commands.assemble import (
-    CLASSES_FILE,
-    CONFIG_FILE,
-    loader_for,
-    open_split,
-    read_recipe,
-    task_for,
-    vocabulary_for,
-)
+from mavil.commands.assemble import CLASSES_FILE, CONFIG_FILE, read_recipe, task_for
 from mavil.commands.checks import check_recipe, check_start
 from mavil.commands.checks.run import check_same_batch
 from mavil.commands.fitting import check_evaluation_labels, check_same_classes, fit_modalities
+from mavil.commands.inputs import loader_for, open_split, vocabulary_for
 from mavil.commands.normalisation import audio_statistics, complete_recipe
 from mavil.commands.packing import with_packed_clips
 from mavil.commands.schedule import mean_steps, step_counts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mavil.commands.assemble import evaluation_inputs, prepare_for
+from mavil.commands.inputs import evaluation_inputs, prepare_for
 from mavil.commands.schedule import global_batch, learning_rate, mean_steps, step_counts
 from mavil.config import Duration, Recipe
 from mavil.data.labels import Vocabulary

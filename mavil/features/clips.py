@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mavil.commands.assemble import loader_for, prepare_for
+from mavil.commands.inputs import loader_for, prepare_for
 from mavil.config import Recipe
 from mavil.data.labels import record_labels
 from mavil.data.prepare import prepared

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mavil.commands.assemble import CONFIG_FILE, prepare_for, read_recipe
+from mavil.commands.assemble import CONFIG_FILE, read_recipe
 from mavil.commands.conversion.importing import imported
+from mavil.commands.inputs import prepare_for
 from mavil.commands.normalisation import audio_statistics
 from mavil.config import ClassifyTask, Recipe
 from mavil.data.spectrogram import AudioFrontEnd

@@ -144,8 +144,8 @@ def test_everything_is_written_at_once_and_what_is_wrong_is_told_in_one_line(
     Path("list.csv").write_text("video_id,label\nwhole0,loud\n")
     Path("other.csv").write_text("a,b\n1,2\n")
     refused = {
-        (other_labels["without"],): "its clips have no labels, so predictions cannot be judged",
-        (other_labels["unknown"],): "1 of its 2 labels are none of the 2 classes of the run (first: 'shrill')",
+        (other_labels["without"],): "evaluation clips have no label, so nothing can be scored on them",
+        (other_labels["unknown"],): "1 of its 2 classes are unknown to the 2 of training (shrill",
         (other_labels["twice"],): "1 clips came more than once, first 'c'",
         (whole, whole): "name one place with data",
         (

@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from mavil.commands.assemble import prepare_for
 from mavil.commands.demo_clips import measure_sound
+from mavil.commands.inputs import prepare_for
 from mavil.commands.normalisation import AUDIOSET_MEAN, AUDIOSET_STD, audio_statistics, complete_recipe
 from mavil.config import Recipe
 from mavil.data.shards.index import read_index, write_index

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mavil.commands.assemble import prepare_for, task_for
+from mavil.commands.assemble import task_for
+from mavil.commands.inputs import prepare_for
 from mavil.config import Recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.loading.batches import stack_samples

@@ -14,7 +14,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mavil.commands.assemble import prepare_for, task_for
+from mavil.commands.assemble import task_for
+from mavil.commands.inputs import prepare_for
 from mavil.config import Recipe
 from mavil.data.labels import Vocabulary
 from mavil.engine.checkpoints.reading import Checkpoint

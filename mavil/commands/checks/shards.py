@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mavil import distributed
-from mavil.commands.assemble import loader_for, open_split, prepare_for, shards_of, vocabulary_for
 from mavil.commands.checks.findings import Findings, Odd
 from mavil.commands.fitting import check_evaluation_labels, fit_modalities
+from mavil.commands.inputs import loader_for, open_split, prepare_for, shards_of, vocabulary_for
 from mavil.commands.normalisation import audio_statistics, complete_recipe
 from mavil.commands.packing import is_media, with_packed_clips
 from mavil.commands.schedule import (
