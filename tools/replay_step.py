@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mavil.commands.assemble import CLASSES_FILE, prepare_for, read_recipe, task_for
+from mavil.commands.assemble import CLASSES_FILE, read_recipe, task_for
 from mavil.commands.errors import EXIT_CODES
+from mavil.commands.inputs import prepare_for
 from mavil.config import ClassifyTask, Recipe
 from mavil.data.labels import Vocabulary
 from mavil.engine.checkpoints.folder import checkpoints, step_of

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -32,7 +32,7 @@ from mavil.commands.evaluate_results import (
     write_results,
 )
 from mavil.commands.inputs import loader_for, prepare_for
-from mavil.commands.overlap import overlap_with_training
+from mavil.commands.overlap import Overlap, overlap_with_starts, overlap_with_training
 from mavil.commands.retrieve import names_in
 from mavil.config import ClassifyTask, Recipe
 from mavil.data.labels import Vocabulary
@@ -169,8 +169,8 @@ def _evaluate_classifier(
         predictions = predict_run(run, recipe, checkpoint, shown)
         if not distributed.is_main():
             return
-    overlap = overlap_with_training(recipe)
-    predictions = replace(predictions, facts={**predictions.facts, "overlap": overlap.to_dict()})
+    overlap, starts = overlap_with_training(recipe), overlap_with_starts(recipe)
+    predictions = replace(predictions, facts={**predictions.facts, **_overlap_facts(overlap, starts)})
     with shown_progress(bootstrap) as progress_of:
         results = judge(predictions, bootstrap, listed, str(labels or ""), progress_of)
     report = evaluation_report(results, run, recipe)
@@ -181,7 +181,7 @@ def _evaluate_classifier(
 
     write_folder(place, write)
     console = Console()
-    for line in [*_shown_remark(recipe, shown), *remarks(results), *overlap.lines()]:
+    for line in [*_shown_remark(recipe, shown), *remarks(results), *_overlap_lines(overlap, starts)]:
         console.print(line, highlight=False, soft_wrap=True)
     print_results(console, results, f"{run} on {predictions.facts['data']}")
     console.print(f"written: {place}", highlight=False, soft_wrap=True)
@@ -193,6 +193,7 @@ def _evaluate_other(run: Path, recipe: Recipe, checkpoint: str, shown: Sequence[
         found = evaluate_run(run, recipe, checkpoint, shown)
         if not distributed.is_main():
             return
+    overlap, starts = overlap_with_training(recipe), overlap_with_starts(recipe)
     facts = {
         "run": str(run),
         "data": recipe.data.evaluation,
@@ -200,7 +201,7 @@ def _evaluate_other(run: Path, recipe: Recipe, checkpoint: str, shown: Sequence[
         "modalities": shown,
         "evaluation_windows": recipe.data.evaluation_windows,
         "num_windows": found.counts["samples"],
-        "overlap": (overlap := overlap_with_training(recipe)).to_dict(),
+        **_overlap_facts(overlap, starts),
     }
     text = json.dumps(finite({**facts, **found.metrics}), indent=2) + "\n"
     rows = [("shown", "metric", "value", "low", "high")]
@@ -212,12 +213,24 @@ def _evaluate_other(run: Path, recipe: Recipe, checkpoint: str, shown: Sequence[
 
     write_folder(place, write)
     console = Console()
-    for line in [*_shown_remark(recipe, shown), *_remarks(recipe, shown, found.counts), *overlap.lines()]:
+    for line in [
+        *_shown_remark(recipe, shown),
+        *_remarks(recipe, shown, found.counts),
+        *_overlap_lines(overlap, starts),
+    ]:
         console.print(line, highlight=False, soft_wrap=True)
     table = Table("metric", "value", title=f"{run} on {recipe.data.evaluation}", title_justify="left")
     for name, value in found.metrics.items():
         table.add_row(name, f"{value:.4g}")
     console.print(table)
+
+
+def _overlap_facts(overlap: Overlap, starts: dict[str, Overlap]) -> dict[str, Any]:
+    return {"overlap": overlap.to_dict(), "overlap_of_starts": {run: one.to_dict() for run, one in starts.items()}}
+
+
+def _overlap_lines(overlap: Overlap, starts: dict[str, Overlap]) -> list[str]:
+    return [line for one in (overlap, *starts.values()) for line in one.lines()]
 
 
 def _shown_remark(recipe: Recipe, shown: Sequence[Modality]) -> list[str]:

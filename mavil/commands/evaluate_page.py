@@ -34,7 +34,12 @@ def evaluation_report(results: Results, run: Path, recipe: Recipe) -> Report:
             f"Run {run}, step {facts['step']}, on {facts['data']}.",
             f"{facts['num_clips']} of {facts['clips_in_data']} clips used; left out: {left_out}. "
             f"{facts['num_windows']} windows: {windows}. {len(results.predictions.classes)} classes, loss {facts['loss']}.",
-            _overlap_words(facts["overlap"]),
+            " ".join(
+                [
+                    _overlap_words(facts["overlap"], "data.train"),
+                    *(_overlap_words(one, f"data.train of {run}") for run, one in facts["overlap_of_starts"].items()),
+                ]
+            ),
         ],
         checks=[],
         sections=evaluation_sections(results),
@@ -43,10 +48,10 @@ def evaluation_report(results: Results, run: Path, recipe: Recipe) -> Report:
     )
 
 
-def _overlap_words(overlap: dict[str, Any]) -> str:
+def _overlap_words(overlap: dict[str, Any], where: str) -> str:
     if overlap["not_checked"]:
-        return f"Overlap with the training clips not checked: {overlap['not_checked']}."
+        return f"Overlap with {where} not checked: {overlap['not_checked']}."
     return (
         f"Of {overlap['num_evaluation']} evaluation clips {overlap['num_same_key']} are among the {overlap['num_train']} clips "
-        f"of data.train, and {overlap['num_same_recording']} are of a recording that is there too."
+        f"of {where}, and {overlap['num_same_recording']} are of a recording that is there too."
     )

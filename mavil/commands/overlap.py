@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mavil.commands.assemble import CONFIG_FILE, read_recipe
 from mavil.commands.inputs import open_split
 from mavil.commands.packing import is_media, known_shards
-from mavil.config import Recipe
+from mavil.config import PretrainTask, Recipe
 from mavil.data.sources.recordings import recording_of
 from mavil.data.stream.shard_set import ShardSet
+from mavil.recipe import change_recipe
 from mavil.structs import UserError
 
 MOST_QUICK = 200_000
@@ -35,6 +38,7 @@ class Overlap:
         contents: pairs of clips whose media files are the same, byte for byte; ``None`` where they were not compared.
         shards: evaluation shards that are, as whole files, also training shards.
         not_checked: why nothing is known of keys and recordings; empty where they were compared.
+        where: the training clips, in words.
     """
 
     num_evaluation: int = 0
@@ -44,6 +48,7 @@ class Overlap:
     contents: tuple[tuple[str, str], ...] | None = None
     shards: tuple[str, ...] = ()
     not_checked: str = ""
+    where: str = "data.train"
 
     @property
     def num_seen(self) -> int:
@@ -52,21 +57,21 @@ class Overlap:
 
     def lines(self) -> list[str]:
         """For people: one line for each thing that is shared; a line too where nothing is, or where it is not known."""
-        found = [f"overlap with data.train not checked: {self.not_checked}"] if self.not_checked else []
+        found = [f"overlap with {self.where} not checked: {self.not_checked}"] if self.not_checked else []
         if self.keys:
             share = f"{len(self.keys)} of {self.num_evaluation} ({100 * len(self.keys) / self.num_evaluation:.1f} %)"
-            found.append(f"{share} evaluation clips are in data.train too: {_first(self.keys)}")
+            found.append(f"{share} evaluation clips are in {self.where} too: {_first(self.keys)}")
         if self.contents:
             pairs = [key if key == other else f"{key} = {other}" for key, other in self.contents]
             found.append(f"{len(pairs)} evaluation clips have the same media file as a training clip: {_first(pairs)}")
         if self.recordings:
             pairs = [f"{key} and {other}" for key, other in self.recordings]
-            found.append(f"{len(pairs)} evaluation clips are of a recording that data.train has too: {_first(pairs)}")
+            found.append(f"{len(pairs)} evaluation clips are of a recording that {self.where} has too: {_first(pairs)}")
         if self.shards:
             found.append(f"{len(self.shards)} evaluation shards are training shards: {_first(self.shards)}")
         how = "by key and recording" if self.contents is None else "by key, recording and content"
         return found or [
-            f"none of {self.num_evaluation} evaluation clips is in data.train ({self.num_train} clips, {how})"
+            f"none of {self.num_evaluation} evaluation clips is in {self.where} ({self.num_train} clips, {how})"
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +114,37 @@ def overlap_with_training(recipe: Recipe, in_full: bool = False) -> Overlap:
     except (UserError, OSError) as error:
         return Overlap(*numbers, shards=shards, not_checked=str(error))
     return Overlap(*numbers, keys, recordings, contents, shards)
+
+
+def overlap_with_starts(recipe: Recipe) -> dict[str, Overlap]:
+    """The same for every earlier run that the weights come from (``task.weights``, ``task.teacher.run``, and theirs), by folder.
+
+    They saw no labels of these clips if they were pre-training runs, but they saw the clips.
+    """
+    found: dict[str, Overlap] = {}
+    waiting = _starts_of(recipe)
+    while waiting:
+        run = waiting.pop(0)
+        if run in found:
+            continue
+        where = f"data.train of {run}"
+        if not (Path(run) / CONFIG_FILE).is_file():
+            found[run] = Overlap(not_checked=f"{run} is not here", where=where)
+            continue
+        try:
+            before = read_recipe(Path(run), [])
+        except UserError as error:
+            found[run] = Overlap(not_checked=str(error), where=where)
+            continue
+        compared = change_recipe(recipe, f"data.train={'null' if before.data.train is None else before.data.train}")
+        found[run] = replace(overlap_with_training(compared), where=where)
+        waiting += _starts_of(before)
+    return found
+
+
+def _starts_of(recipe: Recipe) -> list[str]:
+    teacher = recipe.task.teacher if isinstance(recipe.task, PretrainTask) else None
+    return [run for run in (recipe.task.weights, teacher.run if teacher else None) if run]
 
 
 def _too_much(evaluation: ShardSet, train: ShardSet) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mavil.commands import overlap as module
-from mavil.commands.overlap import overlap_with_training
+from mavil.commands.overlap import overlap_with_starts, overlap_with_training
 from mavil.config import Recipe
+from mavil.recipe import change_recipe, dump_recipe
 from tests.data.shard_files import Members, record_bytes, sound_clip, wav_bytes, write_folder
 from tests.support.recipes import tiny_recipe
 
@@ -81,3 +82,20 @@ def test_what_cannot_be_read_is_said(recipe: Recipe, tmp_path: Path, monkeypatch
     assert overlap_with_training(recipe, in_full=True).num_seen == 3
     (tmp_path / "train/000001.tar").write_bytes(b"")
     assert overlap_with_training(recipe, in_full=True).num_seen == 2  # what is left of it is compared
+
+
+def test_clips_that_the_weights_come_from_are_found_along_the_way(recipe: Recipe, tmp_path: Path) -> None:
+    runs = {name: tmp_path / name for name in ("stage1", "stage2", "gone")}
+    for name, changes in {
+        "stage2": [f"data.train={recipe.data.evaluation}", f"task.weights={runs['stage1']}"],
+        "stage1": ["data.train=null", f"task.weights={runs['gone']}"],
+    }.items():
+        runs[name].mkdir()
+        (runs[name] / "config.yaml").write_text(dump_recipe(change_recipe(recipe, *changes)))
+    found = overlap_with_starts(change_recipe(recipe, f"task.weights={runs['stage2']}"))
+    assert list(found) == [str(run) for run in (runs["stage2"], runs["stage1"], runs["gone"])]
+    assert found[str(runs["stage2"])].num_seen == 6  # all but the one whose record is broken
+    assert "evaluation clips are in data.train of" in found[str(runs["stage2"])].lines()[0]
+    assert "data.train is not set" in found[str(runs["stage1"])].not_checked
+    assert "is not here" in found[str(runs["gone"])].not_checked
+    assert overlap_with_starts(recipe) == {}
