@@ -164,6 +164,14 @@ def start_of(container: InputContainer) -> float:
     return (container.start_time or 0) / av.time_base
 
 
+def _ticks(duration: int | None) -> int:
+    """A packet's length. FFmpeg gives the last one of an Ogg file that ends within a packet a negative length, as 32 bits without
+    a sign: what is cut off."""
+    if duration is None:
+        return 0
+    return duration - 2**32 if 2**31 <= duration < 2**32 else duration
+
+
 def probe(media: bytes) -> MediaInfo:
     """What the file holds, without decoding it.
 
@@ -177,7 +185,10 @@ def probe(media: bytes) -> MediaInfo:
         ends: dict[int, list[int]] = {s.index: [] for s in streams}  # in ticks of each stream
         for packet in read_packets(container, streams):
             if packet.pts is not None and packet.size and not packet.is_discard:
-                ends[packet.stream_index].append(packet.pts + (packet.duration or 0))
+                own, end = ends[packet.stream_index], packet.pts + _ticks(packet.duration)
+                own.append(end)
+                if end < packet.pts:  # nothing before it is heard beyond it either
+                    own[:] = [min(other, end) for other in own]
         filled = {s.type: s for s in streams if ends[s.index]}
         if not filled:
             raise DecodeError("empty", "the file's tracks hold no data")

@@ -206,6 +206,35 @@ def test_late_sound_is_that_of_the_whole(container_format: str, codec: str, rate
         assert (late - whole[first : first + len(late)]).abs().max() < tolerance
 
 
+def ending_at(ogg: bytes, granule: int) -> bytes:
+    """An Ogg file whose last page says that its sound ends at that sample; what the last packet has beyond it is cut off."""
+    page = ogg.rindex(b"OggS")
+    head, body = ogg[page : page + 26], ogg[page + 26 :]
+    head = head[:6] + granule.to_bytes(8, "little") + head[14:22] + bytes(4)
+    remainder = 0
+    for byte in head + body:
+        remainder ^= byte << 24
+        for _ in range(8):
+            remainder = (remainder << 1) ^ (0x104C11DB7 if remainder & 0x80000000 else 0)
+    return ogg[:page] + head[:22] + remainder.to_bytes(4, "little") + body
+
+
+def test_an_ogg_file_may_end_before_its_last_packet_begins() -> None:
+    """So say the encoders of some archives; FFmpeg then gives that packet a negative length, as 32 bits without a sign."""
+    sound = Sound(
+        np.random.default_rng(0).uniform(-0.4, 0.4, (2, 44_100)), 44_100, "stereo", "vorbis", options={"strict": "-2"}
+    )
+    media = make_media("ogg", None, sound)
+    with open_media(media) as container:
+        last = [packet for packet in read_packets(container, container.streams.audio) if packet.size][-1]
+    assert last.pts is not None
+    cut = ending_at(media, last.pts - 20)
+    with open_media(cut) as container:
+        assert max(packet.duration or 0 for packet in read_packets(container, container.streams.audio)) > 2**31
+    assert probe(cut).duration_seconds == pytest.approx((last.pts - 20) / 44_100, abs=1e-6)
+    assert len(decode_audio(cut, 10.0)) == pytest.approx((last.pts - 20) / 44_100 * SAMPLE_RATE, abs=1)
+
+
 def test_late_sound_is_decoded_from_near_its_start() -> None:
     noise = np.random.default_rng(0).uniform(-0.4, 0.4, (1, 4 * SAMPLE_RATE))
     media = bytearray(make_media("flac", None, Sound(noise, codec="flac")))
