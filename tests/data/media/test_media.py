@@ -232,7 +232,7 @@ def test_an_ogg_file_may_end_before_its_last_packet_begins() -> None:
     with open_media(cut) as container:
         assert max(packet.duration or 0 for packet in read_packets(container, container.streams.audio)) > 2**31
     assert probe(cut).duration_seconds == pytest.approx((last.pts - 20) / 44_100, abs=1e-6)
-    assert len(decode_audio(cut, 10.0)) == pytest.approx((last.pts - 20) / 44_100 * SAMPLE_RATE, abs=1)
+    assert torch.equal(decode_audio(cut, 0.9), decode_audio(media, 0.9))
 
 
 def test_late_sound_is_decoded_from_near_its_start() -> None:
