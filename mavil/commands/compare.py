@@ -154,27 +154,40 @@ def _print(
 ) -> None:
     for line in _remarks(runs, paired, differing):
         console.print(line, highlight=False, soft_wrap=True)
-    columns = ["run", "shown", "metric", "clips", "baseline", "run's", "difference", f"{LEVEL:g} % interval", "p"]
-    has_several, has_mcnemar = len(runs) > 2, any(row.p_mcnemar is not None for row in rows)
-    table = Table(*columns, title=f"points (percent) against {runs[0]}", title_justify="left")
-    for name in [*(["p, Holm"] if has_several else []), *(["p, McNemar"] if has_mcnemar else [])]:
-        table.add_column(name)
+    # A table for each run and what it was shown: names of both are long, and none is cut off.
+    for side, shown in dict.fromkeys((row.side, row.shown) for row in rows):
+        chosen = [row for row in rows if (row.side, row.shown) == (side, shown)]
+        title = f"{side} against {runs[0]}, {shown}, {chosen[0].num_clips} clips, points (percent)"
+        console.print(_differences(title, chosen, has_holm=len(runs) > 2))
+    last = classes[-1].shown if classes else ""
+    for side in dict.fromkeys(one.side for one in classes):
+        table = Table(
+            "class",
+            "clips",
+            "baseline",
+            "run's",
+            "difference",
+            title_justify="left",
+            title=f"{side} against {runs[0]}, {last}, average precision per class",
+        )
+        for one in (one for one in classes if (one.side, one.shown) == (side, last)):
+            values = [_points(one.baseline), _points(one.value), _signed(one.difference)]
+            table.add_row(one.name, str(one.num_positive), *values)
+        console.print(table)
+
+
+def _differences(title: str, rows: Sequence[Difference], has_holm: bool) -> Table:
+    has_mcnemar = any(row.p_mcnemar is not None for row in rows)
+    columns = ["metric", "baseline", "run's", "difference", f"{LEVEL:g} % interval", "p"]
+    columns += [*(["p, Holm"] if has_holm else []), *(["p, McNemar"] if has_mcnemar else [])]
+    table = Table(*columns, title=title, title_justify="left")
     for row in rows:
-        cells = [row.side, row.shown, row.metric, str(row.num_clips), _points(row.baseline), _points(row.value)]
-        cells += [_signed(row.difference), f"{_signed(row.low)} to {_signed(row.high)}", f"{row.p:.2g}"]
-        cells += [f"{row.p_holm:.2g}"] if has_several else []
+        cells = [row.metric, _points(row.baseline), _points(row.value), _signed(row.difference)]
+        cells += [f"{_signed(row.low)} to {_signed(row.high)}", f"{row.p:.2g}"]
+        cells += [f"{row.p_holm:.2g}"] if has_holm else []
         cells += ["" if row.p_mcnemar is None else f"{row.p_mcnemar:.2g}"] if has_mcnemar else []
         table.add_row(*cells)
-    console.print(table)
-    if classes:
-        shown = classes[-1].shown
-        table = Table(
-            "run", "class", "clips", "baseline", "run's", "difference", title=f"average precision per class, {shown}"
-        )
-        for one in (one for one in classes if one.shown == shown):
-            values = [_points(one.baseline), _points(one.value), _signed(one.difference)]
-            table.add_row(one.side, one.name, str(one.num_positive), *values)
-        console.print(table)
+    return table
 
 
 def _remarks(runs: Sequence[str], paired: Paired, differing: Mapping[str, list[Any]]) -> list[str]:
