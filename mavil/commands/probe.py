@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mavil import distributed
 from mavil.atomic_files import unwritable
+from mavil.commands.packing import shards_at
 from mavil.commands.probe_clips import Split, Usable, open_splits, usable
 from mavil.commands.probe_results import facts_of, print_results, remarks_on, write_results
 from mavil.commands.probe_trials import KINDS, TOKEN_KINDS, Plan, Row, Show, run_probes
@@ -69,10 +70,10 @@ def probe(
     run: Annotated[Path, typer.Argument(help="run folder of pre-training or fine-tuning")],
     changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings to change")] = None,
     *,
-    train: Annotated[str, typer.Option(help="shards to learn from")],
-    evaluation: Annotated[str, typer.Option(help="shards to evaluate on; nothing is chosen on them")],
+    train: Annotated[str, typer.Option(help="shards, a CSV or a folder of media to learn from")],
+    evaluation: Annotated[str, typer.Option(help="those to evaluate on; nothing is chosen on them")],
     validation: Annotated[
-        str | None, typer.Option(help="shards to choose settings on; default: a tenth of the training clips")
+        str | None, typer.Option(help="those to choose settings on; default: a tenth of the training clips")
     ] = None,
     kind: Annotated[KindChoice, typer.Option(help="kind of probe")] = KindChoice.linear,
     modality: Annotated[ModalityChoice, typer.Option(help="what the probes see")] = ModalityChoice.all,
@@ -101,6 +102,8 @@ def probe(
     recipe = recipe_of(run, changes or [])
     modalities, shown = modalities_of(recipe, modality.value)
     kinds = list(KINDS) if kind is KindChoice.all else [kind.value]
+    train, evaluation = (shards_at(one, recipe.data.max_skip_ratio) for one in (train, evaluation))
+    validation = shards_at(validation, recipe.data.max_skip_ratio) if validation else None
     splits = open_splits(recipe, train, validation, evaluation, label_field)
     device = choose_device(recipe.trainer.device)
     settle(device, recipe.trainer.num_threads)
