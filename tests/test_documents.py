@@ -25,6 +25,7 @@ from mavil.engine.process.watchdog import EXIT_HUNG
 from mavil.engine.run.folder import CHANGEABLE
 from mavil.recipe import OTHER_SPELLINGS, load_recipe, setting_paths
 from tools import fuzz_media, replay_step
+from tools.baselines.command import app as baseline_app
 from tools.benchmarks.command import app as benchmark_app
 from tools.downloads.causes import CAUSES as DOWNLOAD_CAUSES
 from tools.downloads.causes import PERMANENT
@@ -103,6 +104,7 @@ def command_alone(main: Callable[..., None]) -> Any:
 
 
 TOOLS = {
+    "baseline": typer.main.get_command(baseline_app),
     "download": typer.main.get_command(download_app),
     "benchmark": typer.main.get_command(benchmark_app),
     "check_parity": command_alone(check_parity),
