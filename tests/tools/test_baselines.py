@@ -182,6 +182,8 @@ def test_clips_of_all_splits_count_alike_and_seeds_are_paired() -> None:
 def test_a_missing_split_is_told_and_not_averaged_over() -> None:
     with pytest.raises(UserError, match="random, seed 1: split 2 is missing"):
         pooled({**COUNTS, "random": {0: COUNTS["random"][0], 1: {1: (1, 4)}}})
+    with pytest.raises(UserError, match="random, seed 1: split 2 was scored on 3 clips, elsewhere on 4"):
+        pooled({**COUNTS, "random": {0: COUNTS["random"][0], 1: {1: (1, 4), 2: (1, 3)}}})
     with pytest.raises(UserError, match="no method 'cnn'"):
         markdown("esc10", COUNTS, "cnn")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mavil.engine.metrics.tracker import read_metrics
@@ -51,17 +51,30 @@ def pooled(counts: Counts) -> dict[str, dict[int, float]]:
     """Accuracy in percent by method and seed, over the clips of all splits together.
 
     Raises:
-        UserError: a method lacks a split that another one has, for one of its seeds: the numbers would be of other clips.
+        UserError: a run lacks a split that another one has, or was scored on another number of its clips.
     """
-    splits = {split for seeds in counts.values() for own in seeds.values() for split in own}
+    splits: dict[int, int] = {}
+    for method, seed, split, total in _totals(counts):
+        if splits.setdefault(split, total) != total:
+            raise UserError(
+                f"{method}, seed {seed}: split {split} was scored on {total} clips, elsewhere on {splits[split]}: "
+                "see its log for clips that could not be used, and repeat the run that lacks some"
+            )
     accuracies: dict[str, dict[int, float]] = {}
     for method, seeds in counts.items():
         for seed, own in seeds.items():
-            if missing := sorted(splits - set(own)):
+            if missing := sorted(set(splits) - set(own)):
                 raise UserError(f"{method}, seed {seed}: split {missing[0]} is missing: finish it first")
-            right, total = (sum(pair[place] for pair in own.values()) for place in (0, 1))
-            accuracies.setdefault(method, {})[seed] = 100 * right / total
+            right, clips = (sum(pair[place] for pair in own.values()) for place in (0, 1))
+            accuracies.setdefault(method, {})[seed] = 100 * right / clips
     return accuracies
+
+
+def _totals(counts: Counts) -> Iterator[tuple[str, int, int, int]]:
+    for method, seeds in counts.items():
+        for seed, own in seeds.items():
+            for split, (_, total) in own.items():
+                yield method, seed, split, total
 
 
 def markdown(name: str, counts: Counts, baseline: str) -> str:
