@@ -33,12 +33,22 @@ class SelfAttention(Attention):
         is_flag = attn_mask is None or attn_mask.dtype == torch.bool
         if _drops_by_itself(rate, queries) and queries.dtype == torch.float32 and is_flag and not is_causal:
             mixed = _DroppingAttention.apply(queries, keys, values, attn_mask, rate)
+        elif not self.fused_attn:
+            mixed = self._unfused(queries, keys, values, attn_mask)
         else:
             mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask, rate, is_causal)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
     def _project(self, x: Tensor) -> Tensor:
         return self.qkv(x)
+
+    def _unfused(self, queries: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None) -> Tensor:
+        """In three steps with the matrix in memory, where timm's switch ``set_fused_attn`` is off: for comparisons."""
+        logits = queries * self.scale @ keys.mT
+        if attn_mask is not None:
+            is_flag = attn_mask.dtype == torch.bool
+            logits = logits.masked_fill(~attn_mask, -torch.inf) if is_flag else logits + attn_mask
+        return self.attn_drop(logits.softmax(dim=-1)) @ values
 
 
 class Dropout(nn.Dropout):

@@ -133,3 +133,13 @@ def test_without_dropout_attention_is_timms_to_the_bit(dtype: torch.dtype | None
         assert torch.equal(ours.eval()(tokens), timms(tokens))
         ours.train()
         assert not torch.equal(ours(tokens), ours(tokens))
+
+
+def test_attention_in_three_steps_is_the_fused_one() -> None:
+    layer = perturbed(KeylessBiasAttention(32, 4, qkv_bias=False, attn_drop=0.0, proj_drop=0.0))
+    tokens, attn_mask = torch.randn(2, 5, 32), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()[:, None, None]
+    added = torch.zeros(2, 1, 1, 5).masked_fill(~attn_mask, -torch.inf)
+    fused = layer(tokens, attn_mask=attn_mask)
+    layer.fused_attn = False
+    for mask in (attn_mask, added):
+        torch.testing.assert_close(layer(tokens, attn_mask=mask), fused, atol=1e-6, rtol=1e-5)
