@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mavil.commands.evaluate_results import csv_text, write_folder
-from mavil.evaluation.classification import BOOTSTRAP_SEED, finite
+from mavil.evaluation.classification import BOOTSTRAP_SEED, LEVEL, finite
 from mavil.evaluation.comparison import (
-    LEVEL,
     ClassDifference,
     Difference,
     Paired,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,15 +15,13 @@ from mavil.evaluation.calibration import Calibration, calibration
 from mavil.evaluation.decisions import decided, hits_at, recall_and_f1
 from mavil.evaluation.metrics import checked, random_order_precision
 from mavil.evaluation.pairs import Pair, confusion_pairs, outranking_pairs
-from mavil.evaluation.resampling import AT_ONCE, class_metrics, draw_counts
+from mavil.evaluation.resampling import Progress, draw_counts, means_over_classes
 from mavil.structs import UserError
 
 BOOTSTRAP_SEED = 0
 """One for all runs: intervals of two runs on the same clips are then of the same resamples."""
 LEVEL = 95.0
 """Percent of the interval."""
-Progress = Callable[[int, int], None]
-"""Told how much of how much is done."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,8 @@ def score_clips(
     if not multi_label and (is_positive.sum(axis=1) != 1).any():
         raise ValueError("a clip has not exactly one label: use multi_label=True")
     counts = draw_counts(len(values), resamples, BOOTSTRAP_SEED)
-    resampled, of_classes = _over_classes(values, is_positive, counts, progress)
+    resampled, of_classes = means_over_classes(values, is_positive, counts, progress)
+    resampled["d_prime"] = resampled["auc"]
     found, recall = _of_decisions(values, is_positive, multi_label, counts)
     resampled |= found
     positives = is_positive.sum(axis=0)
@@ -147,32 +146,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _over_classes(
-    values: np.ndarray, is_positive: np.ndarray, counts: np.ndarray, progress: Progress
-) -> tuple[dict[str, np.ndarray], list[tuple[float, float]]]:
-    """Means over classes in every resample, and each class's own (average precision, area)."""
-    size = max(1, AT_ONCE // len(counts))
-    starts = range(0, counts.shape[1], size)
-    sums = np.zeros((2, counts.shape[1]))
-    numbers = np.zeros(counts.shape[1])
-    own = [(math.nan, math.nan)] * values.shape[1]
-    for block, start in enumerate(starts):
-        drawn = counts[:, start : start + size].astype(np.int32)
-        for number in range(values.shape[1]):
-            if is_positive[:, number].any():
-                both = np.stack(class_metrics(values[:, number], is_positive[:, number], drawn))
-                if start == 0:
-                    own[number] = (float(both[0, 0]), float(both[1, 0]))
-                # Without a negative clip the area is not defined, and the precision is 1 whatever the scores.
-                is_scored = ~np.isnan(both).any(axis=0)
-                sums[:, start : start + size] += np.where(is_scored, both, 0)
-                numbers[start : start + size] += is_scored
-            progress(block * values.shape[1] + number + 1, len(starts) * values.shape[1])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = sums / numbers
-    return {"map": means[0], "auc": means[1], "d_prime": means[1]}, own
 
 
 def _of_decisions(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mavil.evaluation.classification import BOOTSTRAP_SEED
+from mavil.evaluation.classification import BOOTSTRAP_SEED, LEVEL
 from mavil.evaluation.decisions import hits_at
 from mavil.evaluation.predictions import Predictions
 from mavil.evaluation.resampling import class_metrics, draw_counts, resampled_metrics
@@ -19,8 +19,6 @@ from mavil.structs import UserError
 
 Sides = Mapping[str, Sequence[Predictions]]
 """By name what is compared, the baseline first: one run each, or the runs of several seeds, whose metrics are averaged."""
-LEVEL = 95.0
-"""Percent of the interval."""
 NUM_CLASSES_SHOWN = 10
 """Classes told with the largest difference each way."""
 

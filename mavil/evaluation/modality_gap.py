@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mavil.evaluation.classification import Estimate, Progress, Scored, estimate_of, score_clips
+from mavil.evaluation.classification import Estimate, Scored, estimate_of, score_clips
 from mavil.evaluation.predictions import Predictions
+from mavil.evaluation.resampling import Progress
 
 BOTH = "audio+video"
 

@@ -7,6 +7,8 @@ of a second for 2,000 resamples, where sorting each resample anew takes minutes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,8 @@ from scipy.sparse import csr_array
 
 from mavil.evaluation.decisions import hits_at
 
+Progress = Callable[[int, int], None]
+"""Told how much of how much is done."""
 AT_ONCE = 8_000_000
 """Clips times resamples summed at once: a few arrays of so many numbers are in memory."""
 MOST_DRAWS = 255
@@ -48,26 +52,44 @@ def resampled_metrics(
         ``accuracy`` (equal best scores share the point), ``map`` and ``auc``: means over the classes that a resample has both
         positive and negative clips of. NaN where it has no such class.
     """
-    size = max(1, AT_ONCE // len(counts))
-    parts = [_metrics(scores, targets, counts[:, i : i + size], multi_label) for i in range(0, counts.shape[1], size)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _metrics(scores: np.ndarray, targets: np.ndarray, counts: np.ndarray, multi_label: bool) -> dict[str, np.ndarray]:
-    counts = counts.astype(np.int32)
     found: dict[str, np.ndarray] = {}
     if not multi_label:
-        found["accuracy"] = hits_at(scores, targets, 1) @ counts / counts.sum(axis=0)
-    sums, number = np.zeros((2, counts.shape[1])), np.zeros(counts.shape[1], dtype=np.int64)
-    for of_class, is_positive in zip(scores.T, targets.T, strict=True):
-        if is_positive.any():
-            both = np.stack(class_metrics(of_class, is_positive, counts))
-            is_defined = ~np.isnan(both).any(axis=0)
-            sums += np.where(is_defined, both, 0)
-            number += is_defined
-    with np.errstate(invalid="ignore"):
-        means = sums / number
-    return found | {"map": means[0], "auc": means[1]}
+        hits = hits_at(scores, targets, 1)
+        found["accuracy"] = np.concatenate([hits @ counts[:, block] for block in _blocks(counts)]) / len(scores)
+    return found | means_over_classes(scores, targets, counts)[0]
+
+
+def means_over_classes(
+    scores: np.ndarray, targets: np.ndarray, counts: np.ndarray, progress: Progress = lambda done, total: None
+) -> tuple[dict[str, np.ndarray], list[tuple[float, float]]]:
+    """``map`` and ``auc`` of :func:`resampled_metrics`, and each class's own (average precision, area) in the first column.
+
+    The own numbers are NaN where nothing defines them. ``progress`` is told of every class.
+    """
+    blocks = _blocks(counts)
+    sums, numbers = np.zeros((2, counts.shape[1])), np.zeros(counts.shape[1])
+    own = [(math.nan, math.nan)] * scores.shape[1]
+    for place, block in enumerate(blocks):
+        drawn = counts[:, block].astype(np.int32)
+        for number in range(scores.shape[1]):
+            if targets[:, number].any():
+                both = np.stack(class_metrics(scores[:, number], targets[:, number], drawn))
+                if place == 0:
+                    own[number] = (float(both[0, 0]), float(both[1, 0]))
+                # Without a negative clip the area is not defined, and the precision is 1 whatever the scores.
+                is_defined = ~np.isnan(both).any(axis=0)
+                sums[:, block] += np.where(is_defined, both, 0)
+                numbers[block] += is_defined
+            progress(place * scores.shape[1] + number + 1, len(blocks) * scores.shape[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums / numbers
+    return {"map": means[0], "auc": means[1]}, own
+
+
+def _blocks(counts: np.ndarray) -> list[slice]:
+    """Columns that are summed at once."""
+    size = max(1, AT_ONCE // len(counts))
+    return [slice(start, start + size) for start in range(0, counts.shape[1], size)]
 
 
 def class_metrics(scores: np.ndarray, is_positive: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mavil.evaluation.classification import BOOTSTRAP_SEED, LEVEL, Estimate, Progress, Scored, finite, score_clips
+from mavil.evaluation.classification import BOOTSTRAP_SEED, LEVEL, Estimate, Scored, finite, score_clips
 from mavil.evaluation.decisions import hits_at
 from mavil.evaluation.label_subsets import SUBSETS, MarkedLabels, modality_confusion, subset_metrics
 from mavil.evaluation.modality_gap import BOTH, Gap, modality_gaps
 from mavil.evaluation.predictions import Predictions
+from mavil.evaluation.resampling import Progress
 from mavil.structs import UserError
 
 

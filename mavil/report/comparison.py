@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from mavil.evaluation.comparison import LEVEL, Difference
+from mavil.evaluation.classification import LEVEL
+from mavil.evaluation.comparison import Difference
 
 _CLEAR, _UNCLEAR = "#1f6f8b", "#6b6f76"
 """Of differences whose interval leaves 0 out, and of the others; the report's colours."""
