@@ -50,6 +50,7 @@ def map_isolated(
     description: str,
     show_progress: bool,
     total: int | None = None,
+    look_ahead: int = LOOK_AHEAD_PER_WORKER,
 ) -> Iterator[Outcome[T, R]]:
     """``function`` of every item in worker processes, in the order of the items, with bounded look-ahead.
 
@@ -65,6 +66,7 @@ def map_isolated(
         description: of the progress bar.
         show_progress: draw it.
         total: number of items where ``items`` has no length.
+        look_ahead: see :data:`LOOK_AHEAD_PER_WORKER`; fewer where values are large.
 
     Raises:
         RuntimeError: the workers cannot be started.
@@ -76,7 +78,9 @@ def map_isolated(
         bar = stack.enter_context(Progress(TextColumn("{task.description}"), *columns, disable=not show_progress))
         task = bar.add_task(description, total=total)
         workers = workers if total is None else min(workers, total)
-        outcomes = _in_workers(function, items, workers, seconds_per_item) if workers else _here(function, items)
+        outcomes = (
+            _in_workers(function, items, workers, seconds_per_item, look_ahead) if workers else _here(function, items)
+        )
         stack.enter_context(contextlib.closing(outcomes))
         for outcome in outcomes:
             bar.advance(task)
@@ -89,13 +93,13 @@ def _here(function: Callable[[T], R], items: Iterable[T]) -> Generator[Outcome[T
 
 
 def _in_workers(
-    function: Callable[[T], R], items: Iterable[T], workers: int, seconds: float
+    function: Callable[[T], R], items: Iterable[T], workers: int, seconds: float, look_ahead: int
 ) -> Generator[Outcome[T, R], None, None]:
     tasks: _Tasks[T, R] = _Tasks(function, workers, seconds)
     try:
         for item in items:
             tasks.submit(item)
-            if len(tasks.waiting) >= workers * LOOK_AHEAD_PER_WORKER:
+            if len(tasks.waiting) >= workers * look_ahead:
                 yield tasks.take_first()
         while tasks.waiting:
             yield tasks.take_first()
@@ -200,7 +204,7 @@ def worker_context(package: str) -> BaseContext:
     # Every worker runs the main program's imports. Done once in the server, they cost the workers nothing.
     loaded = [name for name in sys.modules if name.partition(".")[0] == package and name != "__main__"]
     # Python's own helper would be ended by some of them as well. It lets others through when it starts, so it comes first.
-    with _signals_held_back():
+    with _signals_held_back(), _without_working_folder():
         resource_tracker.ensure_running()
     context = _WorkerContext()
     context.set_forkserver_preload(loaded)
@@ -223,6 +227,26 @@ if sys.platform != "win32":
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    _one_start_at_a_time = threading.RLock()
+
+    @contextlib.contextmanager
+    def _without_working_folder() -> Iterator[None]:
+        """A Python that is started meanwhile looks for no modules where the user stands, who may have a ``queue.py`` there.
+
+        The fork server is ``python -c``, which does so first. Workers get the program's own list. Before Python 3.11 nothing
+        changes.
+        """
+        with _one_start_at_a_time:  # the environment is that of all threads
+            before = os.environ.get("PYTHONSAFEPATH")
+            os.environ["PYTHONSAFEPATH"] = "1"
+            try:
+                yield
+            finally:
+                if before is None:
+                    del os.environ["PYTHONSAFEPATH"]
+                else:
+                    os.environ["PYTHONSAFEPATH"] = before
+
     class _Popen(popen_forkserver.Popen):
         def terminate(self) -> None:
             """End the process, which is deaf to the SIGTERM that torch and the interpreter's own end would send."""
@@ -231,7 +255,7 @@ if sys.platform != "win32":
     class _WorkerProcess(ForkServerProcess):
         @staticmethod
         def _Popen(process_obj: BaseProcess) -> _Popen:  # noqa: N802 - multiprocessing's name
-            with _signals_held_back():  # the first of them starts the fork server
+            with _signals_held_back(), _without_working_folder():  # the first of them starts the fork server
                 return _Popen(process_obj)
 
     class _WorkerContext(ForkServerContext):

@@ -40,7 +40,7 @@ BACKENDS: dict[str, type[Backend]] = {"pyav": PyAVBackend, "torchcodec": Torchco
 
 
 def decode_clip(
-    media: bytes,
+    media: bytes | str,
     sound: SoundWindow | None,
     frames: FrameWindow | None,
     frames_start: float = 0.0,
@@ -48,7 +48,8 @@ def decode_clip(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The sound and the frames of a file, each as wanted: what :func:`decode_audio` and :func:`decode_frames` return.
 
-    Asking for both at once saves opening the file twice.
+    ``media`` are the file's bytes, or its path: then only the parts that are needed are read (PyAV). Asking for both at once
+    saves opening the file twice.
 
     Raises:
         DecodeError: see there.

@@ -6,6 +6,7 @@ Everything here is PyAV (FFmpeg) on one thread. A damaged file never ends the pr
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class DecodeError(Exception):
     def __str__(self) -> str:
         return f"{self.cause}: {self.detail}" if self.detail else self.cause
 
+    def told(self, path: str = "") -> str:
+        """For a message that names the file already: without FFmpeg's numbers, and without the path."""
+        detail = re.sub(r"^\[Errno \d+\] ", "", self.detail or self.cause.replace("_", " "))
+        return detail.replace(f": {path!r}", "") if path else detail
+
 
 @dataclass(frozen=True)
 class MediaInfo:
@@ -63,6 +69,7 @@ class MediaInfo:
 
     ``width`` / ``height`` are pixels as stored (before any rotation mark), 0 without a picture, as is
     ``frames_per_second``. ``ending`` is the file ending of the true container, e.g. ``mp4``, whatever the file is called.
+    ``track_seconds`` is where ``audio`` and ``video`` end, of those that are there.
     """
 
     duration_seconds: float
@@ -72,6 +79,7 @@ class MediaInfo:
     height: int
     frames_per_second: float
     ending: str
+    track_seconds: dict[str, float]
 
 
 @contextmanager
@@ -94,6 +102,21 @@ def open_media(source: bytes | str) -> Iterator[InputContainer]:
     except FileNotFoundError:
         raise DecodeError("missing", f"no such file: {source!r}") from None
     except DAMAGE as error:
+        raise DecodeError("undecodable", " ".join(str(error).split())) from error
+
+
+def read_file(path: str) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        DecodeError: ``missing``, or ``undecodable``: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise DecodeError("missing", f"no such file: {path!r}") from None
+    except OSError as error:
         raise DecodeError("undecodable", " ".join(str(error).split())) from error
 
 
@@ -172,8 +195,8 @@ def _ticks(duration: int | None) -> int:
     return duration - 2**32 if 2**31 <= duration < 2**32 else duration
 
 
-def probe(media: bytes) -> MediaInfo:
-    """What the file holds, without decoding it.
+def probe(media: bytes | str) -> MediaInfo:
+    """What a file holds, without decoding it; ``media`` are its bytes, or its path.
 
     Raises:
         DecodeError: not a media file, or nothing in it.
@@ -192,7 +215,8 @@ def probe(media: bytes) -> MediaInfo:
         filled = {s.type: s for s in streams if ends[s.index]}
         if not filled:
             raise DecodeError("empty", "the file's tracks hold no data")
-        duration = max(float(max(ends[s.index]) * s.time_base) for s in filled.values()) - start_of(container)
+        tracks = {kind: float(max(ends[s.index]) * s.time_base) - start_of(container) for kind, s in filled.items()}
+        duration = max(tracks.values())
         if duration < 0:
             raise DecodeError("undecodable", "its packets end before it begins")
         if duration > MAX_SECONDS:
@@ -207,6 +231,7 @@ def probe(media: bytes) -> MediaInfo:
             height=video.codec_context.height if video else 0,
             frames_per_second=round(rate, 6),
             ending=_ending(container, media, has_video=video is not None),
+            track_seconds={kind: round(end, 6) for kind, end in tracks.items()},
         )
 
 
@@ -229,12 +254,19 @@ def _stream_or_none(container: InputContainer, choose: Any) -> Any:
         return None
 
 
-def _ending(container: InputContainer, media: bytes, has_video: bool) -> str:
+def _ending(container: InputContainer, media: bytes | str, has_video: bool) -> str:
     names = container.format.name.split(",")
     if "mov" in names:
-        if media[4:12] == b"ftypqt  ":
+        if _beginning(media)[4:12] == b"ftypqt  ":
             return "mov"
         return "mp4" if has_video else "m4a"
     if "matroska" in names:
-        return "webm" if b"webm" in media[:64] else "mkv"
+        return "webm" if b"webm" in _beginning(media) else "mkv"
     return names[0]
+
+
+def _beginning(media: bytes | str) -> bytes:
+    if isinstance(media, str):
+        with open(media, "rb") as file:
+            return file.read(64)
+    return media[:64]

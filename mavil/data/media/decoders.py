@@ -13,17 +13,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import av
 import numpy as np
 
-from mavil.data.media.containers import JUMPY, DecodeError, audio_stream, open_media, start_of, video_stream
+from mavil.data.media.containers import (
+    JUMPY,
+    DecodeError,
+    audio_stream,
+    open_media,
+    read_file,
+    start_of,
+    video_stream,
+)
 from mavil.data.media.picture_track import (
     FrameWindow,
-    RgbConverter,
     places_on_screen,
     read_frames,
     read_frames_of_all,
-    stack_frames,
+    shrunk,
 )
 from mavil.data.media.sound_track import SoundWindow, cut_sound, read_waveform
 from mavil.structs import SAMPLE_RATE, UserError
@@ -36,16 +42,19 @@ class Backend(Protocol):
     """What a decoder must offer."""
 
     def decode(
-        self, media: bytes, sound: SoundWindow | None, frames: FrameWindow | None, frames_start: float
+        self, media: bytes | str, sound: SoundWindow | None, frames: FrameWindow | None, frames_start: float
     ) -> Decoded:
-        """The sound of one window and the frames of another that begins at ``frames_start`` (s)."""
+        """The sound of one window and the frames of another that begins at ``frames_start`` (s).
+
+        ``media`` are a file's bytes, or its path.
+        """
 
 
 class PyAVBackend:
     """FFmpeg through PyAV, on one thread. It opens a file once and reads only the part that the windows need."""
 
     def decode(
-        self, media: bytes, sound: SoundWindow | None, frames: FrameWindow | None, frames_start: float
+        self, media: bytes | str, sound: SoundWindow | None, frames: FrameWindow | None, frames_start: float
     ) -> Decoded:
         """See :class:`Backend`."""
         waveform, images = None, None
@@ -64,9 +73,11 @@ class _OneTrackAtATime(ABC):
     """A back end whose library reads sound and picture apart."""
 
     def decode(
-        self, media: bytes, sound: SoundWindow | None, frames: FrameWindow | None, frames_start: float
+        self, media: bytes | str, sound: SoundWindow | None, frames: FrameWindow | None, frames_start: float
     ) -> Decoded:
         """See :class:`Backend`."""
+        if isinstance(media, str):
+            media = read_file(media)
         return (
             None if sound is None else self._waveform(media, sound),
             None if frames is None else self._frames(media, frames, frames_start),
@@ -101,7 +112,7 @@ class TorchcodecBackend(_OneTrackAtATime):
             begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
             times = file_start + window.times(start_seconds, end - file_start)
             images = decoder.get_frames_played_at(times.clip(begin, None).tolist()).data.numpy()
-        return _converted(images, window.short_side)
+        return shrunk(images, window.short_side)
 
 
 class DecordBackend(_OneTrackAtATime):
@@ -123,16 +134,11 @@ class DecordBackend(_OneTrackAtATime):
             clock += stream_start - file_start - clock[0, 0]
             places = places_on_screen(clock[:, 0], window.times(start_seconds, clock[-1, 1]))
             images = reader.get_batch(places).asnumpy()
-        return _converted(images, window.short_side)
+        return shrunk(images, window.short_side)
 
 
 def _cut(waveform: np.ndarray, first_seconds: float, window: SoundWindow) -> np.ndarray:
     return cut_sound(waveform, round(first_seconds * SAMPLE_RATE), window)
-
-
-def _converted(images: np.ndarray, short_side: int) -> np.ndarray:
-    convert = RgbConverter(short_side)
-    return stack_frames([convert(av.VideoFrame.from_ndarray(image)) for image in images])
 
 
 def _seekable_video_stream(container: Any) -> Any:

@@ -102,6 +102,12 @@ def stack_frames(images: Sequence[np.ndarray]) -> np.ndarray:
     return stacked
 
 
+def shrunk(images: np.ndarray, short_side: int) -> np.ndarray:
+    """Frames ``[T, H, Wd, 3]`` uint8 that are already RGB to ``[T, 3, H, Wd]``, shrunk as those of a file are."""
+    convert = RgbConverter(short_side)
+    return stack_frames([convert(av.VideoFrame.from_ndarray(image)) for image in images])
+
+
 def places_on_screen(clock: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Which of the frames that appear at the sorted seconds ``clock`` is on screen at each of ``times``."""
     return (np.searchsorted(clock, times, side="right") - 1).clip(0)

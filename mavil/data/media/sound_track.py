@@ -58,7 +58,7 @@ def read_waveform(container: InputContainer, start_seconds: float, seconds: floa
     frame = pieces[0]
     num_interleaved = 1 if frame.format.is_planar else frame.layout.nb_channels
     waveform = _mono(np.concatenate([piece.to_ndarray() for piece in pieces], axis=1), num_interleaved)
-    return cut_sound(*_resample(waveform, frame.sample_rate, round(first_seconds * frame.sample_rate)), window)
+    return cut_sound(*resample_sound(waveform, frame.sample_rate, round(first_seconds * frame.sample_rate)), window)
 
 
 def cut_sound(waveform: np.ndarray, first: int, window: SoundWindow) -> np.ndarray:
@@ -127,7 +127,7 @@ def _mono(values: np.ndarray, num_interleaved: int) -> np.ndarray:
     return mean / np.float32(full_scale) if full_scale else mean
 
 
-def _resample(waveform: np.ndarray, rate: int, first: int) -> tuple[np.ndarray, int]:
+def resample_sound(waveform: np.ndarray, rate: int, first: int) -> tuple[np.ndarray, int]:
     """Mono float32 at ``rate`` Hz to 16 kHz by FFmpeg's band-limited resampler, with the number of its first sample.
 
     ``first`` is the number of the first sample at ``rate``. Silence is put before it so that both rates have a sample at

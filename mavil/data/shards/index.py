@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mavil.atomic_files import sync
 from mavil.structs import UserError
 
 INDEX = "index.json"
@@ -94,21 +94,3 @@ def write_index(index: ShardIndex) -> None:
     sync(aside)
     os.replace(aside, index.folder / INDEX)
     sync(index.folder)
-
-
-def sync(path: Path) -> None:
-    """Have the operating system put a file, or a folder's list of names, on the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file, as hexadecimal text."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

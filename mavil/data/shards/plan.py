@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mavil.data.shards.index import INDEX, sync
+from mavil.atomic_files import sync
+from mavil.data.shards.index import INDEX
 from mavil.data.shards.reading import Target, read_clip, target_of
 from mavil.data.shards.screening import MIN_SECONDS, Depth, Rules
 from mavil.structs import MODALITIES, Clip, Modality, UserError

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mavil.atomic_files import sha256_of, sync
 from mavil.data.shards.clip_table import CLIPS, LABELS, ClipTable, write_table
-from mavil.data.shards.index import INDEX, ShardIndex, read_index, sha256_of, sync, write_index
+from mavil.data.shards.index import INDEX, ShardIndex, read_index, write_index
 from mavil.data.shards.screening import Verdict
 from mavil.data.shards.writing import FinishedShard
 from mavil.data.sources.listing import Listing, Reject, write_rejects

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from mavil.atomic_files import sha256_of
 from mavil.data.media.containers import DecodeError, open_media, read_packets, start_of
 from mavil.data.media.encoders import WHOLE_FILE_SECONDS, cut_clip, encode_stills, read_file
 from mavil.data.media.encodings import KEEP_PICTURE, TRAINING, SpanEncoding
-from mavil.data.shards.index import sha256_of
 from mavil.structs import Clip, UserError
 
 SPARE_SECONDS = 1.0

@@ -12,7 +12,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mavil.data.shards.index import ShardIndex, sync
+from mavil.atomic_files import sync
+from mavil.data.shards.index import ShardIndex
 from mavil.structs import UserError
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from mavil.atomic_files import sha256_of
 from mavil.data.deadline import HARD_LIMIT_FACTOR, TimeLimitExceeded, time_limit
 from mavil.data.isolation import map_isolated
 from mavil.data.media.containers import MEDIA_ENDINGS, DecodeError
 from mavil.data.shards.clip_table import ClipTable, read_table
-from mavil.data.shards.index import INDEX, ShardIndex, ShardInfo, read_index, sha256_of
+from mavil.data.shards.index import INDEX, ShardIndex, ShardInfo, read_index
 from mavil.data.shards.plan import SECONDS_PER_CLIP, STAGING
 from mavil.data.shards.reading import Source
 from mavil.data.shards.screening import FAILURES, Rules, inspect_source

@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mavil.atomic_files import sha256_of, sync
 from mavil.data.deadline import HARD_LIMIT_FACTOR, TimeLimitExceeded, time_limit
 from mavil.data.isolation import map_isolated
 from mavil.data.media.containers import DecodeError, MediaInfo, probe
-from mavil.data.shards.index import ShardInfo, sha256_of, sync
+from mavil.data.shards.index import ShardInfo
 from mavil.data.shards.plan import write_json
 from mavil.data.shards.screening import FAILURES, Rules
 from mavil.data.shards.tars import survey_shard, write_shard
@@ -170,7 +171,8 @@ class _UsableClips:
                 self._reject(clip, "timeout")
             else:
                 self.used.append((clip, info))
-                record = {"key": clip.key, "labels": clip.labels, "metadata": clip.metadata, **asdict(info)}
+                measured = {name: value for name, value in asdict(info).items() if name != "track_seconds"}
+                record = {"key": clip.key, "labels": clip.labels, "metadata": clip.metadata, **measured}
                 yield clip.key, record.pop("ending"), media, record
 
     def _reject(self, clip: Clip, failure: str) -> None:

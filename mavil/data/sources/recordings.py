@@ -14,6 +14,7 @@ _PATTERNS = tuple(
     for pattern in (
         r"(?:.*/)?id\d{5}/([A-Za-z0-9_-]{11})/\d{5}",  # VoxCeleb: the YouTube id is a folder
         r"(?:.*/)?([^/]+/[0-9a-f]{8}_nohash_\d+)",  # Speech Commands: the same speaker says many words
+        r"(?:.*/)?(synthetic_\d+_\d{6})",  # ours: "synthetic_0" has the form of a YouTube id, the number that of a time
         rf"(?:.*/)?([A-Za-z0-9_-]{{11}}){_TIMES}",
         rf"(?:.*/)?Y([A-Za-z0-9_-]{{11}}){_TIMES}",
         r"(?:.*/)?[1-5]-(\d+)-[A-Z](?:-\d+)?",  # ESC-50: fold, freesound id, take, class

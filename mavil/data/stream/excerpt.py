@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mavil.atomic_files import sha256_of
 from mavil.data.shards.clip_table import CLIPS, LABELS, ClipTable, write_table
-from mavil.data.shards.index import ShardInfo, sha256_of, write_index
+from mavil.data.shards.index import ShardInfo, write_index
 from mavil.data.stream.shard_set import ShardSet
 from mavil.structs import UserError
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mavil.data.shards.index import sync
+from mavil.atomic_files import sync
 from mavil.structs import UserError
 
 PARTIAL = ".partial"

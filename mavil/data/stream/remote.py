@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from mavil.atomic_files import sha256_of
 from mavil.data.shards.clip_table import CLIPS, LABELS
-from mavil.data.shards.index import INDEX, ShardIndex, ShardInfo, read_index, sha256_of
+from mavil.data.shards.index import INDEX, ShardIndex, ShardInfo, read_index
 from mavil.data.shards.statistics import STATISTICS
 from mavil.data.stream.addresses import check_index, check_name, kind_of, public
 from mavil.data.stream.attempts import AccessDeniedError, FailedTry, MissingFileError, RemoteOptions, with_tries

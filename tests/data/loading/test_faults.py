@@ -53,7 +53,23 @@ def _hang_deaf() -> None:
     time.sleep(30)
 
 
-_FATES = {"killed": _be_killed, "busy": _work_for_ever, "deaf": _hang_deaf}
+def _be_stopped() -> None:
+    """As a process that does not run for longer than a clip may take, and then goes on."""
+    time.sleep(0.3)
+
+
+def _wait_for_ever() -> None:
+    """As a decoder that waits for what never comes, and is woken by signals."""
+    time.sleep(30)
+
+
+_FATES = {
+    "killed": _be_killed,
+    "busy": _work_for_ever,
+    "deaf": _hang_deaf,
+    "stopped": _be_stopped,
+    "waiting": _wait_for_ever,
+}
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +123,24 @@ def test_a_clip_that_ends_two_workers_is_left_out(folder: Path, tmp_path: Path, 
     assert len(list((tmp_path / "notes").iterdir())) == 2
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_clip_that_takes_too_long_is_left_out(folder: Path, tmp_path: Path, num_workers: int) -> None:
+@pytest.mark.parametrize(("num_workers", "fate"), [(0, "busy"), (1, "busy"), (1, "waiting")])
+def test_a_clip_that_takes_too_long_is_left_out(folder: Path, tmp_path: Path, num_workers: int, fate: str) -> None:
     loader = fragile(
-        folder, tmp_path / "notes", "busy", times=99, training=False, num_workers=num_workers, clip_seconds_limit=0.2
+        folder, tmp_path / "notes", fate, times=99, training=False, num_workers=num_workers, clip_seconds_limit=0.2
     )
     assert sum(len(batch) for batch in loader) == 23
     assert loader.skip_counts == {"timeout": 1}
+    assert len(list((tmp_path / "notes").iterdir())) == 1  # no second process
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_clip_is_not_left_out_because_the_process_was_stopped(folder: Path, tmp_path: Path, num_workers: int) -> None:
+    loader = fragile(
+        folder, tmp_path / "notes", "stopped", training=False, num_workers=num_workers, clip_seconds_limit=0.2
+    )
+    assert sum(len(batch) for batch in loader) == 24
+    assert loader.skip_counts == {}
+    assert len(list((tmp_path / "notes").iterdir())) == 1  # nor was it decoded anew
 
 
 def test_workers_that_keep_dying_end_the_run_in_one_line(folder: Path, tmp_path: Path) -> None:
@@ -141,6 +168,13 @@ def test_the_limit_interrupts_and_is_taken_back() -> None:
     with time_limit(0.05, ends_process=False):
         pass
     time.sleep(0.1)  # a forgotten alarm would end the tests here
+
+
+def test_work_that_hardly_runs_has_its_time_twice_and_no_more() -> None:
+    begin = time.monotonic()
+    with pytest.raises(TimeLimitExceeded), time_limit(0.1, ends_process=False):
+        time.sleep(30)
+    assert 0.2 <= time.monotonic() - begin < 20
 
 
 def test_outside_the_main_thread_there_is_no_limit() -> None:

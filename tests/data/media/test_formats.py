@@ -12,8 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from mavil.data.media import DecodeError, FrameWindow, cut_clip, decode_audio, decode_frames, probe
-from mavil.structs import SAMPLE_RATE
+from mavil.data.media import (
+    DecodeError,
+    FrameWindow,
+    SoundWindow,
+    cut_clip,
+    decode_audio,
+    decode_clip,
+    decode_frames,
+    probe,
+)
+from mavil.structs import MODALITIES, SAMPLE_RATE
 from tests.data.media.media_files import Pictures, Sound, grey, growing_pictures, make_media, numbered, numbers_in, tone
 
 VPX = {"deadline": "realtime", "cpu-used": "8", "b": "1M"}
@@ -85,13 +94,21 @@ def assert_is_tone(waveform: torch.Tensor, hz: float = 440.0, level: float = 0.5
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_container_is_read(name: str, backend: str) -> None:
+def test_every_container_is_read(name: str, backend: str, tmp_path: Path) -> None:
     media, info = file_of(name), probe(file_of(name))
     assert info.ending == FILES[name][0]
+    path = tmp_path / "clip"  # the name tells nothing
+    path.write_bytes(media)
+    assert probe(str(path)) == info
+    assert {"audio": info.has_audio, "video": info.has_video} == {m: m in info.track_seconds for m in MODALITIES}
+    assert max(info.track_seconds.values()) == info.duration_seconds
     # Sound codecs fill their last packet, and some containers keep what they put before the first.
     assert info.duration_seconds == pytest.approx(2.0, abs=0.15)
     if info.has_audio:
         waveform = decode_audio(media, 5.0, backend)
+        by_path, _ = decode_clip(str(path), SoundWindow(0.0, 5.0), None, backend=backend)
+        assert by_path is not None
+        assert torch.equal(by_path, waveform)
         assert len(waveform) / SAMPLE_RATE == pytest.approx(2.0, abs=0.15)
         assert_is_tone(waveform)
     if not info.has_video:
@@ -302,3 +319,10 @@ def test_pictures_that_change_their_size_are_refused(backend: str) -> None:
     else:  # their own way to fail, or every picture in the size of the first
         with contextlib.suppress(DecodeError):
             assert decode_frames(media, window, 0.76, backend).shape == (4, 3, 48, 64)
+
+
+def test_a_message_that_names_the_file_does_not_name_it_twice() -> None:
+    error = DecodeError("undecodable", "[Errno 1094995529] Invalid data: 'my clips/a.mp4'")
+    assert error.told("my clips/a.mp4") == "Invalid data"
+    assert error.told() == "Invalid data: 'my clips/a.mp4'"
+    assert DecodeError("no_audio").told("a.mp4") == "no audio"

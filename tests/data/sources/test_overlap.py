@@ -30,6 +30,7 @@ from tests.data.sources.fake_files import touch, write
         ("84-121123-0000.flac", "84-121123-0000"),
         ("clips\\my holiday.mp4", "my holiday"),
         ("video9770", "video9770"),
+        ("synthetic_0_001090", "synthetic_0_001090"),
         ("no.ending.here", "no.ending.here"),
     ],
 )
