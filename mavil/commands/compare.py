@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mavil.commands.evaluate_results import csv_text, write_folder
+from mavil.commands.evaluate_results import csv_text, shown_progress, write_folder
 from mavil.evaluation.classification import BOOTSTRAP_SEED, LEVEL, finite
 from mavil.evaluation.comparison import (
     ClassDifference,
@@ -71,7 +71,8 @@ def compare(
     _refuse_foreign(out)
     sides = {name: read_side(name) for name in runs}
     paired = pair(sides)
-    rows = differences(paired, bootstrap)
+    with shown_progress(bootstrap) as progress_of:
+        rows = differences(paired, bootstrap, progress_of)
     classes = class_differences(paired)
     differing = _differing_facts(sides)
     told = _result(sides, paired, rows, classes, differing, bootstrap)

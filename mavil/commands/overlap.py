@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,28 @@ class Overlap:
             "same_recording": [list(pair) for pair in self.recordings[:NUM_NAMED]],
             "same_content": [list(pair) for pair in (self.contents or ())[:NUM_NAMED]],
         }
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """What the evaluation clips share with what a run saw: its own training clips, and those of the runs it was begun from."""
+
+    own: Overlap
+    starts: Mapping[str, Overlap]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [line for one in (self.own, *self.starts.values()) for line in one.lines()]
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON, beside the other facts of a protocol."""
+        starts = {run: one.to_dict() for run, one in self.starts.items()}
+        return {"overlap": self.own.to_dict(), "overlap_of_starts": starts}
+
+
+def overlaps_of(recipe: Recipe, where: str = "data.train") -> Overlaps:
+    """``data.evaluation`` compared with everything a run saw; ``where`` is what its own training clips are called."""
+    return Overlaps(replace(overlap_with_training(recipe), where=where), overlap_with_starts(recipe))
 
 
 def overlap_with_training(recipe: Recipe, in_full: bool = False) -> Overlap:

@@ -8,24 +8,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mavil import distributed
 from mavil.atomic_files import unwritable
+from mavil.commands.overlap import overlaps_of
 from mavil.commands.packing import shards_at
 from mavil.commands.probe_clips import Split, Usable, open_splits, usable
+from mavil.commands.probe_progress import Show, shown
 from mavil.commands.probe_results import facts_of, print_results, remarks_on, write_results
-from mavil.commands.probe_trials import KINDS, TOKEN_KINDS, Plan, Row, Show, run_probes
+from mavil.commands.probe_trials import KINDS, TOKEN_KINDS, Plan, Row, run_probes
 from mavil.config import Recipe
 from mavil.engine.process.runtime import choose_device, settle
 from mavil.features.cached import size_text
 from mavil.features.clips import features_of_shards
 from mavil.features.frozen import FrozenEncoders, FrozenOptions, load_frozen, recipe_of
+from mavil.recipe import change_recipe
 from mavil.structs import Modality, UserError
 
 FEATURES_FOLDER = "features"
@@ -100,7 +102,7 @@ def probe(
     if distributed.here().world_size > 1:
         raise UserError("mavil probe works in one process: start it without torchrun or srun's tasks")
     recipe = recipe_of(run, changes or [])
-    modalities, shown = modalities_of(recipe, modality.value)
+    modalities, combinations = modalities_of(recipe, modality.value)
     kinds = list(KINDS) if kind is KindChoice.all else [kind.value]
     train, evaluation = (shards_at(one, recipe.data.max_skip_ratio) for one in (train, evaluation))
     validation = shards_at(validation, recipe.data.max_skip_ratio) if validation else None
@@ -109,19 +111,20 @@ def probe(
     settle(device, recipe.trainer.num_threads)
     options = FrozenOptions(layer, pooling.value)
     console = Console()
-    plan = Plan(splits, shown, kinds, grid is GridChoice.none, seeds, group_field, device)
+    plan = Plan(splits, combinations, kinds, grid is GridChoice.none, seeds, group_field, device)
     rows, weights, encoded = list[Row](), dict[str, str](), dict[str, Usable]()
-    with _features_folder(out or run, cache) as root, _bars(console) as show:
+    with _features_folder(out or run, cache) as root, shown(console) as show:
         for encoder in (TRAINED, CONTROL) if control else (TRAINED,):
             frozen = load_frozen(run, recipe, modalities, options, checkpoint, is_random=encoder == CONTROL)
             weights[encoder] = frozen.identity()["weights"]
             encoding = _Encoding(frozen.to(device), recipe, plan, root, device)
             encoded = {split.option: encoding.of(split, console, encoder, show) for split in splits.each()}
-            rows += run_probes(plan, encoded, encoder, show)
-    facts = facts_of(run, recipe, checkpoint, options, plan, encoded, weights)
+            rows += run_probes(plan, encoded, encoder, console, show)
+    overlaps = overlaps_of(change_recipe(recipe, f"data.evaluation={evaluation}"), f"data.train of {run}")
+    facts = {**facts_of(run, recipe, checkpoint, options, plan, encoded, weights), **overlaps.facts()}
     write_results(out or run, rows, facts, splits, encoded[splits.evaluation.option].keys)
-    for line in remarks_on(splits, encoded, group_field):
-        console.print(line, highlight=False, markup=False)
+    for line in [*remarks_on(splits, encoded, group_field), *overlaps.lines()]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     print_results(console, rows, f"{run} on {evaluation}", seeds)
 
 
@@ -193,18 +196,3 @@ def _features_folder(out: Path, is_kept: bool) -> Iterator[Path]:
         raise unwritable(out, error) from None
     with folder as name:
         yield Path(name)
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Show]:
-    """One bar per piece of work, on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what, total=total)
-            progress.update(bars[what], completed=done, total=total)
-
-        yield show

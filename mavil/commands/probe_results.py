@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mavil.commands.evaluate_results import csv_text, write_folder
 from mavil.commands.probe_clips import Splits, Usable
@@ -120,19 +120,17 @@ def remarks_on(splits: Splits, encoded: Mapping[str, Usable], group_field: str |
 
 def print_results(console: Console, rows: Sequence[Row], title: str, seeds: int) -> None:
     """The table; shares in [0, 1]."""
-    spread = f"mean ± sd, {seeds} seeds" if seeds > 1 else "value"
+    spread = f"mean ± sd,\n{seeds} seeds" if seeds > 1 else "value"
+    metrics = " and ".join(dict.fromkeys(row.metric for row in rows))
     table = Table(
-        *("encoder", "probe", "shown", "metric", spread, "95 %, seed 0", "validation", "chance"),
-        title=title,
+        *("encoder", "probe", "shown", Column(spread, no_wrap=True), "95 %,\nseed 0", "chance"),
+        title=f"{title}: {metrics}",
         title_justify="left",
     )
     for row in rows:
-        value = f"{row.mean:.4f}" + (f" ± {row.deviation:.4f}" if row.deviation is not None else "")
+        value = f"{row.mean:.3f}" + (f" ± {row.deviation:.3f}" if row.deviation is not None else "")
         low, high = row.interval
-        table.add_row(
-            *(row.encoder, row.kind, row.shown, row.metric, value, f"{low:.4f} to {high:.4f}"),
-            *(f"{_validation(row):.4f}", f"{row.chance:.4f}"),
-        )
+        table.add_row(row.encoder, row.kind, row.shown, value, f"{low:.3f}–{high:.3f}", f"{row.chance:.3f}")
     console.print(table)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from mavil.commands.probe_clips import SHOWN, Splits, Usable, labelled, padded_scores, targets_of
+from mavil.commands.probe_progress import Pieces, Show
 from mavil.evaluation.classification import estimate_of
 from mavil.evaluation.frozen import attentive, linear, neighbours
 from mavil.evaluation.frozen.fitting import Progress
@@ -25,9 +28,6 @@ TOKEN_KINDS = ("attentive",)
 """Those that look at tokens; the others look at what is pooled."""
 NUM_RESAMPLES = 1000
 """Of the evaluated clips, behind each interval."""
-
-Show = Callable[[str, int, int], None]
-"""Called with what is done, how much of it, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,14 @@ class Row:
         return self.fitted[0].metrics["accuracy_chance_majority" if self.metric == "accuracy" else "map_chance"]
 
 
-def run_probes(plan: Plan, encoded: Mapping[str, Usable], encoder: str, show: Show) -> list[Row]:
+def run_probes(plan: Plan, encoded: Mapping[str, Usable], encoder: str, console: Console, show: Show) -> list[Row]:
     """Probe one encoder.
 
     Args:
         plan: what to do.
         encoded: usable clips by the option that named them, of this encoder.
         encoder: what to call it.
+        console: where the time of each row is told.
         show: told about progress.
 
     Raises:
@@ -112,7 +113,13 @@ def run_probes(plan: Plan, encoded: Mapping[str, Usable], encoder: str, show: Sh
     for modalities in plan.shown:
         for name in plan.kinds:
             what = f"{encoder}, {SHOWN.join(modalities)}, {name}"
-            rows.append(_row(plan, encoded, encoder, modalities, name, lambda d, t, what=what: show(what, d, t)))  # type: ignore[misc]
+            begin = time.monotonic()
+            # Of every seed the grid, then the chosen point.
+            pieces = Pieces(2 * plan.seeds, lambda d, t, what=what: show(what, d, t))  # type: ignore[misc]
+            rows.append(_row(plan, encoded, encoder, modalities, name, pieces))
+            seeds = f"{plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
+            told = f"{what}: {seeds} in {time.monotonic() - begin:.1f} s"
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
     return rows
 
 

@@ -6,15 +6,16 @@ and the interval is that of the difference, which is narrower than either run's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mavil.evaluation.classification import BOOTSTRAP_SEED, LEVEL
 from mavil.evaluation.decisions import hits_at
+from mavil.evaluation.p_values import holm, mcnemar_p, two_sided_p
 from mavil.evaluation.predictions import Predictions
-from mavil.evaluation.resampling import class_metrics, draw_counts, resampled_metrics
+from mavil.evaluation.resampling import Progress, class_metrics, draw_counts, resampled_metrics
 from mavil.structs import UserError
 
 Sides = Mapping[str, Sequence[Predictions]]
@@ -161,11 +162,20 @@ def _rows(values: np.ndarray, run: Predictions, keys: Sequence[str], classes: Se
     return np.asarray(values[[row_of[key] for key in keys]][:, [column_of[name] for name in classes]])
 
 
-def differences(paired: Paired, num_resamples: int = 2000) -> list[Difference]:
+def differences(
+    paired: Paired,
+    num_resamples: int = 2000,
+    progress_of: Callable[[str], Progress] = lambda name: lambda done, total: None,
+) -> list[Difference]:
     """Every metric of every side against the first one, under everything that was shown.
 
     All sides are scored on the same resamples. The metric of several seeds is the mean over their runs, in every resample too:
     the interval then covers the choice of clips, not that of seeds.
+
+    Args:
+        paired: the clips.
+        num_resamples: of the clips.
+        progress_of: called with what was shown to which run, gives what is told how much of its resampling is done.
 
     Raises:
         UserError: no clip has scores of all runs.
@@ -175,7 +185,10 @@ def differences(paired: Paired, num_resamples: int = 2000) -> list[Difference]:
         targets = paired.targets[chosen := _scored(paired, shown)]
         counts = draw_counts(len(targets), num_resamples, BOOTSTRAP_SEED)
         metrics = {
-            side: [resampled_metrics(one[chosen], targets, counts, paired.multi_label) for one in runs]
+            side: [
+                resampled_metrics(one[chosen], targets, counts, paired.multi_label, progress_of(f"{name}, {shown}"))
+                for name, one in zip(_names(side, runs), runs, strict=True)
+            ]
             for side, runs in by_side.items()
         }
         baseline, *others = by_side
@@ -188,6 +201,11 @@ def differences(paired: Paired, num_resamples: int = 2000) -> list[Difference]:
                 of_metric = [_with_mcnemar(one, points[baseline], points[one.side]) for one in of_metric]
             found += _with_holm(of_metric)
     return found
+
+
+def _names(side: str, runs: Sequence[np.ndarray]) -> list[str]:
+    """Of the runs of a side, for people."""
+    return [side] if len(runs) == 1 else [f"{side}, run {number + 1}" for number in range(len(runs))]
 
 
 def _scored(paired: Paired, shown: str) -> np.ndarray:
@@ -228,22 +246,6 @@ def _difference(
     )
 
 
-def two_sided_p(changes: np.ndarray) -> float:
-    """Twice the smaller share of resampled differences on either side of 0, 0 itself on both, at least 1 / (their number + 1)."""
-    if not len(changes):
-        return 1.0
-    beyond = min(float(np.mean(changes <= 0)), float(np.mean(changes >= 0)))
-    return min(1.0, max(2 * beyond, 1 / (len(changes) + 1)))
-
-
-def mcnemar_p(num_only_first: int, num_only_second: int) -> float:
-    """McNemar's exact test: two-sided, from the clips that only one of two runs has right [McNemar 1947]."""
-    from scipy.stats import binomtest  # half a second to import
-
-    total = num_only_first + num_only_second
-    return 1.0 if total == 0 else float(binomtest(num_only_first, total, 0.5).pvalue)
-
-
 def _with_mcnemar(one: Difference, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> Difference:
     if len(before) > 1 or len(after) > 1:
         return one
@@ -256,15 +258,6 @@ def _with_mcnemar(one: Difference, before: Sequence[np.ndarray], after: Sequence
 def _with_holm(ones: Sequence[Difference]) -> list[Difference]:
     corrected = holm([one.p for one in ones])
     return [replace(one, p_holm=p) for one, p in zip(ones, corrected, strict=True)]
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in the same order [Holm 1979]."""
-    corrected, largest = [1.0] * len(values), 0.0
-    for place, number in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        largest = max(largest, min(1.0, (len(values) - place) * values[number]))
-        corrected[number] = largest
-    return corrected
 
 
 def class_differences(paired: Paired) -> list[ClassDifference]:

@@ -1,7 +1,7 @@
 """VGGSounder: several labels per clip, each told to be audible, visible or both, beside the data's own single label.
 
-Names of metrics and subsets are those of the VGGSounder package [source VGGSounder README]. Its formulas were not compared with
-its code; ours are written out here.
+Names and formulas are those of the VGGSounder package [source vggsounder/benchmark.py, version 1.0]; docs/evaluation.md tells
+what was compared and what differs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mavil.evaluation.classification import BOOTSTRAP_SEED, Estimate, estimate_of
-from mavil.evaluation.decisions import hits_at
+from mavil.evaluation.decisions import hits_at, recall_and_f1
 from mavil.evaluation.resampling import class_metrics, draw_counts
 
 BEST = (1, 3, 5, 10)
@@ -57,9 +57,10 @@ def subset_metrics(scores: np.ndarray, is_positive: np.ndarray, resamples: int =
     """Metrics of ``[n, classes]`` scores on clips with at least one label each.
 
     For the k best classes: ``hit_at_k``, the share of clips with a label among them; ``accuracy_at_k`` (subset accuracy), the
-    share whose labels are exactly these; ``precision_at_k``, ``recall_at_k`` and ``f1_at_k`` over all (clip, class) decisions
-    together (micro). Of equal scores the first class comes first, except for ``hit_at_k``, see :func:`hits_at`. ``map`` and
-    ``auc`` are macro means over the classes with a positive and a negative clip, without an interval.
+    share whose labels are exactly these; ``precision_at_k``, ``recall_at_k``, ``f1_at_k`` and ``jaccard_at_k`` over all (clip,
+    class) decisions together (micro); ``f1_macro_at_k``, the mean over **all** classes, 0 for one that no clip has. Of equal
+    scores the first class comes first, except for ``hit_at_k``, see :func:`hits_at`. ``map`` and ``auc`` are macro means over
+    the classes with a positive and a negative clip, without an interval.
     """
     counts = draw_counts(len(scores), resamples, BOOTSTRAP_SEED)
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -68,11 +69,15 @@ def subset_metrics(scores: np.ndarray, is_positive: np.ndarray, resamples: int =
     for k in (k for k in BEST if k <= scores.shape[1]):
         right = np.take_along_axis(is_positive, order[:, :k], axis=1).sum(axis=1)
         all_right, all_labels = right @ counts, num_labels @ counts
+        chosen = np.zeros(scores.shape)
+        np.put_along_axis(chosen, order[:, :k], 1.0, axis=1)
         found[f"hit_at_{k}"] = hits_at(scores, is_positive, k) @ counts / len(scores)
         found[f"accuracy_at_{k}"] = ((right == k) & (num_labels == k)) @ counts / len(scores)
         found[f"precision_at_{k}"] = all_right / (k * len(scores))
         found[f"recall_at_{k}"] = all_right / all_labels
         found[f"f1_at_{k}"] = 2 * all_right / (k * len(scores) + all_labels)
+        found[f"f1_macro_at_{k}"] = np.nan_to_num(recall_and_f1(chosen, is_positive, counts)[1]).mean(axis=0)
+        found[f"jaccard_at_{k}"] = all_right / (k * len(scores) + all_labels - all_right)
     estimates = {name: estimate_of(name, samples) for name, samples in found.items()}
     ones = np.ones((len(scores), 1), dtype=np.int32)
     is_scored = is_positive.any(axis=0) & ~is_positive.all(axis=0)

@@ -38,7 +38,11 @@ def draw_counts(num_clips: int, num_resamples: int, seed: int) -> np.ndarray:
 
 
 def resampled_metrics(
-    scores: np.ndarray, targets: np.ndarray, counts: np.ndarray, multi_label: bool
+    scores: np.ndarray,
+    targets: np.ndarray,
+    counts: np.ndarray,
+    multi_label: bool,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
     """Metrics of every column of ``counts``, ``[resamples]`` float64 by name; the same as those of an evaluation.
 
@@ -47,6 +51,7 @@ def resampled_metrics(
         targets: ``[n, classes]`` bool; exactly one class per row unless ``multi_label``.
         counts: ``[n, resamples]`` of :func:`draw_counts`.
         multi_label: leave out the accuracy.
+        progress: told of every class.
 
     Returns:
         ``accuracy`` (equal best scores share the point), ``map`` and ``auc``: means over the classes that a resample has both
@@ -56,7 +61,7 @@ def resampled_metrics(
     if not multi_label:
         hits = hits_at(scores, targets, 1)
         found["accuracy"] = np.concatenate([hits @ counts[:, block] for block in _blocks(counts)]) / len(scores)
-    return found | means_over_classes(scores, targets, counts)[0]
+    return found | means_over_classes(scores, targets, counts, progress)[0]
 
 
 def means_over_classes(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ def test_seeds_and_several_runs(mavil: Mavil, tmp_path: Path, runs: list[str]) -
     assert first["side"] == "strong,again"
     assert len(first["by_run"]) == 2
     assert first["p_holm"] >= first["p"]
+
+
+def test_progress_is_shown_of_every_run(mavil: Mavil, runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, tuple[int, int]] = {}
+
+    @contextmanager
+    def noted(resamples: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+        assert resamples == 100
+        yield lambda name: lambda done, total: told.update({name: (done, total)})
+
+    monkeypatch.setattr("mavil.commands.compare.shown_progress", noted)
+    assert mavil("compare", "weak", "strong,again", "--bootstrap", 100).code == 0
+    names = ("weak, audio", "strong,again, run 1, audio", "strong,again, run 2, audio")
+    assert told == dict.fromkeys(names, (3, 3))
 
 
 def test_what_is_missing_is_said(mavil: Mavil, tmp_path: Path, runs: list[str]) -> None:

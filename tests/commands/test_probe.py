@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from mavil.commands import packing, probe_progress
 from mavil.commands.assemble import read_recipe
 from mavil.commands.probe_clips import padded_scores
+from mavil.commands.probe_progress import Pieces
+from mavil.commands.probe_results import print_results
 from mavil.evaluation.frozen.fitting import Budget
 from mavil.evaluation.metrics import classification_metrics
 from mavil.evaluation.predictions import read_predictions
+from mavil.recipe import change_recipe
 from tests.commands.conftest import Outcome
 from tests.data.shard_files import media_clip, write_folder
 from tests.support.random_runs import tone_clip, write_run
@@ -248,6 +255,75 @@ def test_modalities_are_compared_on_the_same_clips(mavil: Mavil, tmp_path: Path)
     assert [(row["shown"], row["seeds"][0]["metrics"]["num_clips"]) for row in found["results"]] == [("audio", 5.0)]
 
 
+def test_it_is_told_what_the_encoder_has_seen_of_the_evaluated_clips(
+    mavil: Mavil, run: Path, heard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the run itself, which learned from ``valid``, and by the one it was begun from, which learned from ``test``."""
+    recipe = read_recipe(run, [])
+    start = write_run(tmp_path / "start", change_recipe(recipe, f"data.train={heard / 'test'}"))
+    write_run(run, change_recipe(recipe, f"data.train={heard / 'valid'}", f"task.weights={start}"))
+    monkeypatch.setattr(probe_progress, "SECONDS_BETWEEN_LINES", 0.0)
+    done = mavil("probe", run, *splits(heard, "--kind", "knn", "--seeds", 2))
+    assert done.code == 0, done.err
+    out = done.out.splitlines()
+    assert f"none of 24 evaluation clips is in data.train of {run} (12 clips, by key and recording)" in out
+    names = ", ".join(f"test{i:02d}" for i in range(5))
+    assert f"24 of 24 (100.0 %) evaluation clips are in data.train of {start} too: {names} ..." in out
+    found = result(run)
+    assert (found["overlap"]["num_train"], found["overlap"]["num_same_key"]) == (12, 0)
+    assert {one: told["num_same_key"] for one, told in found["overlap_of_starts"].items()} == {str(start): 24}
+    # Nobody looks at bars here: lines, and how long it took.
+    assert "trained: features of train: 16 of 48" in out
+    # Two seeds, each with the grid and the chosen point.
+    steps = [line for line in out if line.startswith("trained, audio, knn: ") and "of 100" in line]
+    assert steps == [f"trained, audio, knn: {percent} of 100" for percent in (25, 50, 75)]
+    assert any(line.startswith("trained, audio, knn: 2 seeds in ") for line in out)
+
+
+def test_a_list_or_a_folder_of_media_is_packed_and_probed(
+    mavil: Mavil, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_num_workers", lambda: 0)
+
+    def media(name: str, number: int) -> Path:
+        """A folder of WAV files with a folder per class."""
+        for i in range(number):
+            place = tmp_path / name / CLASSES[i % 3]
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{name}{i:02d}.wav").write_bytes(tone_clip(f"{name}{i:02d}", [CLASSES[i % 3]])["wav"])
+        return tmp_path / name
+
+    def listed(name: str, number: int) -> Path:
+        rows = [
+            f"{file.relative_to(tmp_path)},{file.parent.name}" for file in sorted(media(name, number).rglob("*.wav"))
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,labels", *rows]) + "\n")
+        return tmp_path / f"{name}.csv"
+
+    places = ("--train", listed("train", 12), "--validation", listed("valid", 6), "--evaluation", media("test", 9))
+    done = mavil("probe", run, *places, "--kind", "knn", "--seeds", 1)
+    assert done.code == 0, done.err
+    found = result(run)
+    assert {split: clips["num_used"] for split, clips in found["clips"].items()} == {
+        **{"train": 12, "validation": 6, "evaluation": 9}
+    }
+    assert [clips["shards"].split("-")[0] for clips in found["clips"].values()] == [
+        f"shards/auto/{name}" for name in ("train", "valid", "test")
+    ]
+    assert found["validation"] == "given"
+    (row,) = found["results"]
+    assert (row["metric"], row["chance"]) == ("accuracy", pytest.approx(1 / 3))
+    assert row["seeds"][0]["num_train"] == 12
+
+
+def test_pieces_are_told_as_percent_of_all_of_them() -> None:
+    told: list[tuple[int, int]] = []
+    pieces = Pieces(2, lambda done, total: told.append((done, total)))
+    for done, total in ((1, 4), (4, 4), (1, 1000), (500, 1000), (1000, 1000)):
+        pieces(done, total)
+    assert told == [(12, 100), (50, 100), (75, 100), (100, 100)]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -282,3 +358,17 @@ def test_what_no_probe_can_be_made_of_is_told_in_one_line(
     assert done.code == 2, done.out
     assert told in " ".join(done.err.split())
     assert (run / "probe/probe.json").read_text() == "old"
+
+
+def test_the_table_fits_a_terminal() -> None:
+    row = SimpleNamespace(
+        encoder="random weights", kind="attentive", shown="audio+video", metric="accuracy", mean=0.6931, deviation=0.0304,
+        interval=(0.6053, 0.8158), chance=0.1053,
+    )  # fmt: skip
+    console = Console(width=80, file=io.StringIO(), record=True)
+    print_results(console, [row], "a run on some clips", 3)  # type: ignore[list-item]
+    out = console.export_text()
+    assert "a run on some clips: accuracy" in out
+    assert "…" not in out
+    for cell in ("attentive", "audio+video", "0.693 ± 0.030", "0.605–0.816", "0.105"):
+        assert f" {cell} " in out

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_score, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    jaccard_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from mavil.evaluation.label_subsets import MarkedLabels, modality_confusion, subset_metrics
 
@@ -31,6 +39,7 @@ def test_subsets_take_labels_by_how_they_are_perceived() -> None:
 def test_metrics_of_the_best_classes_agree_with_scikit_learn() -> None:
     random = np.random.default_rng(0)
     scores, is_positive = random.normal(size=(50, 6)), random.random((50, 6)) < 0.3
+    is_positive[:, 5] = False  # a class that no clip has
     is_positive[~is_positive.any(axis=1), 0] = True
     found = subset_metrics(scores, is_positive, resamples=30)
     assert {int(name.rpartition("_")[2]) for name in found if "at" in name} == {1, 3, 5}  # 10 are more than there are
@@ -44,12 +53,16 @@ def test_metrics_of_the_best_classes_agree_with_scikit_learn() -> None:
             "precision": precision_score(is_positive, chosen, average="micro"),
             "recall": recall_score(is_positive, chosen, average="micro"),
             "f1": f1_score(is_positive, chosen, average="micro"),
+            "f1_macro": f1_score(is_positive, chosen, average="macro", zero_division=0),
+            "jaccard": jaccard_score(is_positive, chosen, average="micro"),
         }
         for name, value in expected.items():
             estimate = found[f"{name}_at_{k}"]
             assert estimate.value == pytest.approx(value, abs=1e-12), name
             assert estimate.low <= estimate.value <= estimate.high
-    assert found["map"].value == pytest.approx(average_precision_score(is_positive, scores, average="macro"), abs=1e-6)
+    some, own = is_positive[:, :5], scores[:, :5]
+    assert found["map"].value == pytest.approx(average_precision_score(some, own, average="macro"), abs=1e-6)
+    assert found["auc"].value == pytest.approx(roc_auc_score(some, own, average="macro"), abs=1e-6)
 
 
 def test_confusion_counts_clips_that_the_second_modality_spoils() -> None:

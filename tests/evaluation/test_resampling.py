@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mavil.evaluation import resampling
 from mavil.evaluation.classification import BOOTSTRAP_SEED, score_clips
-from mavil.evaluation.resampling import class_metrics, draw_counts, resampled_metrics
+from mavil.evaluation.resampling import class_metrics, draw_counts, means_over_classes, resampled_metrics
 
 NUM_CLIPS, NUM_CLASSES = 40, 4
 
@@ -64,3 +64,18 @@ def test_means_are_those_of_an_evaluation(
     assert set(found) == {"map", "auc"} | (set() if multi_label else {"accuracy"})
     for name, values in found.items():
         assert values == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_own_numbers_of_a_class_are_those_of_the_clips_as_they_are(
+    scores: np.ndarray, targets: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the resamples are summed in several parts: only the first one begins with them."""
+    monkeypatch.setattr(resampling, "AT_ONCE", 7 * NUM_CLIPS)
+    told: list[tuple[int, int]] = []
+    counts = draw_counts(NUM_CLIPS, 25, BOOTSTRAP_SEED)
+    _, own = means_over_classes(scores, targets, counts, lambda done, total: told.append((done, total)))
+    for number in range(NUM_CLASSES - 1):
+        expected = [score(targets[:, number], scores[:, number]) for score in (average_precision_score, roc_auc_score)]
+        assert own[number] == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(own[-1]).all()
+    assert told == [(part + 1, 16) for part in range(16)]

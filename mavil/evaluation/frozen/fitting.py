@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from mavil.evaluation.frozen.labelled import Features, Labelled
 
 Progress = Callable[[int, int], None]
 """Called with what is done and of how much."""
+Apply = Callable[[Sequence[Any], Sequence[Tensor]], list[Tensor]]
+"""Probes and features, one tensor per modality, to logits ``[b, C]`` of each probe."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises; then it falls along a cosine to 0 [our choice, as in training]."""
 
@@ -41,6 +44,7 @@ class Budget:
 
 
 def fit_together(
+    apply: Apply,
     probes: Sequence[nn.Module],
     optimizers: Sequence[torch.optim.Optimizer],
     train: Labelled,
@@ -53,7 +57,8 @@ def fit_together(
     """Train every probe by itself on the same batches, in place; each is then as if it had been alone.
 
     Args:
-        probes: from features, one tensor per modality, to logits ``[b, C]``; on ``device``.
+        apply: all probes at once; each one's logits must depend on no other.
+        probes: on ``device``.
         optimizers: of each, at its highest learning rate.
         train: clips to learn from.
         loss_of: logits and targets ``[b, C]`` to a scalar.
@@ -70,9 +75,11 @@ def fit_together(
     for step in range(steps):
         rows = order.next()
         inputs, targets = train.features.take(rows, device), train.targets[torch.from_numpy(rows)].to(device).float()
-        for probe, optimizer, schedule in zip(probes, optimizers, schedules, strict=True):
+        for optimizer in optimizers:
             optimizer.zero_grad()
-            loss_of(probe(inputs), targets).backward()
+        # Of a sum each probe gets the gradient of its own loss.
+        torch.stack([loss_of(logits, targets) for logits in apply(probes, inputs)]).sum().backward()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
         progress(step + 1, steps)
@@ -92,10 +99,18 @@ def class_loss(is_multi_label: bool) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda logits, targets: functional.cross_entropy(logits, targets.argmax(dim=1))
 
 
+def one_by_one(probes: Sequence[nn.Module], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """:data:`Apply` of probes that have nothing to share."""
+    return [probe(inputs) for probe in probes]
+
+
 @torch.no_grad()
-def logits_of(probe: nn.Module, features: Features, batch_rows: int, device: torch.device) -> Tensor:
-    """``[n, C]`` float32 on the CPU, of all rows in order."""
-    return torch.cat([probe(inputs).cpu() for inputs in features.batches(batch_rows, device)])
+def logits_of(
+    apply: Apply, probes: Sequence[nn.Module], features: Features, batch_rows: int, device: torch.device
+) -> list[Tensor]:
+    """``[n, C]`` float32 on the CPU of each probe, of all rows in order, which are read once."""
+    found = [[logits.cpu() for logits in apply(probes, inputs)] for inputs in features.batches(batch_rows, device)]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 class _Orders:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mavil.evaluation.frozen.fitting import Budget, Point, Progress, class_loss, fit_together, logits_of
+from mavil.evaluation.frozen.fitting import Budget, Point, Progress, class_loss, fit_together, logits_of, one_by_one
 from mavil.evaluation.frozen.labelled import ROWS_AT_ONCE, Features, Labelled
 from mavil.evaluation.frozen.selection import Scorer
 
@@ -62,20 +62,23 @@ class Linear:
 
     def trials(self, train: Labelled, features: Features, seed: int) -> Iterator[tuple[Point, Tensor]]:
         """Every point of the grid with its scores ``[n, C]`` of ``features`` after learning from ``train``."""
-        for point, probe in zip(self.points, self._fitted(self.points, train, seed), strict=True):
-            yield point, logits_of(probe, features, ROWS_AT_ONCE, self.device)
+        probes = self._fitted(self.points, train, seed)
+        yield from zip(self.points, self._scores(probes, features), strict=True)
 
     def fit(self, train: Labelled, point: Point, seed: int) -> Scorer:
         """One point, fitted."""
-        (probe,) = self._fitted([point], train, seed)
-        return lambda features: logits_of(probe, features, ROWS_AT_ONCE, self.device)
+        probes = self._fitted([point], train, seed)
+        return lambda features: self._scores(probes, features)[0]
+
+    def _scores(self, probes: Sequence[LinearProbe], features: Features) -> list[Tensor]:
+        return logits_of(one_by_one, probes, features, ROWS_AT_ONCE, self.device)
 
     def _fitted(self, points: Sequence[Point], train: Labelled, seed: int) -> list[LinearProbe]:
         mean, std = moments(train.features, self.device)
         probes = [LinearProbe(mean, std, train.targets.shape[1]).to(self.device) for _ in points]
         optimizers = [_optimizer(probe, point) for probe, point in zip(probes, points, strict=True)]
         loss_of = class_loss(self.is_multi_label)
-        fit_together(probes, optimizers, train, loss_of, self.budget, seed, self.device, self.progress)
+        fit_together(one_by_one, probes, optimizers, train, loss_of, self.budget, seed, self.device, self.progress)
         return probes
 
 
