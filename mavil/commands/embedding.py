@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,17 +13,19 @@ from mavil.commands.inputs import loader_for, prepare_for
 from mavil.config import Recipe
 from mavil.data.loading.loader import Loader
 from mavil.data.prepare import Prepare
-from mavil.evaluation.predict import collect
+from mavil.evaluation.predict import Collected, collect
 from mavil.evaluation.probing import loudness
 from mavil.models.masked import MaskedLearner
 from mavil.recipe import change_recipe
+from mavil.seeds import sample_seed
 from mavil.structs import MODALITIES, Inputs, Modality, UserError
 from mavil.tasks.pretrain import embed_batch
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """One row per clip, sorted by key: ``audio`` and ``video`` ``[n, Z]`` of the whole clip, the mean over its windows.
+    """One row per clip, sorted by key: ``audio`` and ``video`` ``[n, Z]`` of the whole clip, the mean over its windows; or
+    ``[n, W, Z]`` of every window, see :func:`embed_windows`.
 
     ``audio_present`` and ``video_present`` ``[n]`` bool say which clips have the modality; rows of the others mean nothing.
     Of a modality that the recipe lacks all are absent, and ``[n, 0]``. ``loudness`` ``[n]`` is measured from the waveform, see
@@ -48,7 +50,11 @@ class Embedded:
         rows = torch.stack([has[modality] for modality in modalities]).all(dim=0).nonzero().flatten()
         if not len(rows):
             raise UserError(f"none of {len(self.keys)} clips has {' and '.join(modalities)}: name other shards")
-        chosen = rows.tolist()
+        return self.take(rows.tolist())
+
+    def take(self, chosen: Sequence[int]) -> Embedded:
+        """These rows, in this order."""
+        rows = torch.tensor(list(chosen), dtype=torch.int64)
         return Embedded(
             [self.keys[row] for row in chosen],
             [self.metadata[row] for row in chosen],
@@ -68,6 +74,37 @@ def embed_shards(
     Without ``projects`` rows are what stands before the model's projections, where it has any.
     """
     recipe = change_recipe(recipe, f"data.evaluation={shards}", "data.missing_modality=keep")
+    return _embedded(_collected(model, recipe, device, projects, by_window=False))
+
+
+def embed_windows(
+    model: MaskedLearner, recipe: Recipe, shards: Path | str, device: torch.device
+) -> tuple[Embedded, Tensor]:
+    """Embed every window of every clip: ``audio`` and ``video`` ``[n, W, Z]`` in the order of time, and how many each has.
+
+    W is ``data.evaluation_windows``. A clip that is too short for several has one, which then stands in all W places; the
+    numbers are ``[n]`` int64. ``loudness`` is that of the first window.
+    """
+    recipe = change_recipe(recipe, f"data.evaluation={shards}", "data.missing_modality=keep")
+    rows = _embedded(_collected(model, recipe, device, True, by_window=True))
+    names = [name.rpartition(_WINDOW)[0] for name in rows.keys]
+    first = [place for place, name in enumerate(names) if place == 0 or name != names[place - 1]]
+    counts = torch.tensor([*first[1:], len(names)]) - torch.tensor(first)
+    offsets = torch.arange(recipe.data.evaluation_windows)
+    places = torch.tensor(first)[:, None] + torch.minimum(offsets, counts[:, None] - 1)
+    clips = rows.take(first)
+    named = [names[place] for place in first]
+    return replace(clips, keys=named, audio=rows.audio[places], video=rows.video[places]), counts
+
+
+_WINDOW = "\n"
+"""Between the key of a clip and the number of a window while windows are collected; no key holds it."""
+
+
+def _collected(
+    model: MaskedLearner, recipe: Recipe, device: torch.device, projects: bool, by_window: bool
+) -> Collected:
+    """A row per clip, or per window: its key is then followed by the window's number."""
     loader = loader_for(recipe, "evaluation", None, training=False)
     measured: dict[tuple[str, int], float] = {}
     batches = _prepared_and_measured(loader, prepare_for(recipe, device, training=False), measured)
@@ -75,7 +112,8 @@ def embed_shards(
     grids = {m: model.grid(m) for m in recipe.modalities}
 
     def compute(inputs: Inputs) -> dict[str, Tensor]:
-        rows = zip(inputs.keys, inputs.seeds.tolist(), strict=True)
+        keys = [name.partition(_WINDOW)[0] for name in inputs.keys]
+        rows = zip(keys, inputs.seeds.tolist(), strict=True)
         flags = {f"{m}_present": _flags(inputs.present(m), len(inputs)) for m in grids}
         return {
             **embed_batch(model, grids, inputs, projects),
@@ -83,7 +121,24 @@ def embed_shards(
             "loudness": torch.tensor([measured.get(row, torch.nan) for row in rows], dtype=torch.float64),
         }
 
-    collected = collect(batches, compute)
+    if by_window:
+        batches = (_with_window_keys(inputs, recipe) for inputs in batches)
+    return collect(batches, compute)
+
+
+def _with_window_keys(inputs: Inputs, recipe: Recipe) -> Inputs:
+    """A row of its own for each window, which is known by its seed, see ``ClipDecoder.decode``."""
+
+    def named(key: str, seed: int) -> str:
+        first = sample_seed(recipe.seed, 0, key)
+        numbers = range(1, recipe.data.evaluation_windows)
+        number = next((n for n in numbers if sample_seed(first, "window", n) == seed), 0)
+        return f"{key}{_WINDOW}{number:06d}"
+
+    return replace(inputs, keys=[named(*row) for row in zip(inputs.keys, inputs.seeds.tolist(), strict=True)])
+
+
+def _embedded(collected: Collected) -> Embedded:
     values = collected.values
     nothing, nobody = torch.zeros(len(collected), 0), torch.zeros(len(collected), dtype=torch.bool)
     return Embedded(
