@@ -1,0 +1,1 @@
+"""Encoders leave the project: folders that load elsewhere, their card, the Hub, and other people's formats."""
