@@ -29,10 +29,13 @@ def check_pretraining(task: PretrainTask, branches: Branches, fusion: Fusion | N
         check_mask(f"{modality}.mask_ratio", branch.mask_ratio, modality, branch)
     if task.contrast is not None:
         _check_contrast(task.contrast, branches, fusion)
-    if has_joint_decoder:
-        check_joint_decoder(branches)
-    for modality, branch in branches.items():
-        check_decoder(modality, branch, branch.decoder.window or DEFAULT_WINDOWS[modality])
+    if task.reconstruction is None:
+        _check_contrast_alone(task, fusion, has_joint_decoder)
+    else:
+        if has_joint_decoder:
+            check_joint_decoder(branches)
+        for modality, branch in branches.items():
+            check_decoder(modality, branch, branch.decoder.window or DEFAULT_WINDOWS[modality])
     _check_discrimination(task, has_joint_decoder)
     _check_fusion(branches, fusion)
     _check_dropout(task.modality_dropout, list(branches))
@@ -130,6 +133,30 @@ def _no_fusion(task: ClassifyTask, fusion: Fusion | None) -> str:
     return f"task.modalities is {task.modalities[0]} alone, which passes no fusion with task.pooling={task.pooling}"
 
 
+def _check_contrast_alone(task: PretrainTask, fusion: Fusion | None, has_joint_decoder: bool) -> None:
+    """Without prediction something must be compared, and nothing may be there that only predictions would train."""
+    contrast = task.contrast
+    if contrast is None or contrast.inter_weight + contrast.intra_weight == 0:
+        raise ValueError(
+            "task.reconstruction and task.contrast are both off: nothing would be learned; set one of them"
+        )
+    for setting, is_wrong in (
+        ("task.teacher", task.teacher is not None),
+        ("task.patch_discrimination", task.patch_discrimination is not None),
+        ("joint_decoder", has_joint_decoder),
+        ("fusion", fusion is not None),
+    ):
+        if is_wrong:
+            raise ValueError(
+                f"task.reconstruction is null, so there are no decoders, but {setting} is set, which only decoders use: set it "
+                f"to {'false' if setting == 'joint_decoder' else 'null'}"
+            )
+    if task.masked_views != 1:
+        raise ValueError(
+            f"task.reconstruction is null, but task.masked_views={task.masked_views} are to be predicted: leave it out"
+        )
+
+
 def _check_contrast(contrast: Contrast, branches: Branches, fusion: Fusion | None) -> None:
     if contrast.inter_weight > 0 and len(branches) < 2:
         raise ValueError("task.contrast.inter_weight compares audio with video: set it to 0 or set both modalities")
@@ -158,6 +185,13 @@ def _check_contrast(contrast: Contrast, branches: Branches, fusion: Fusion | Non
         if ratio is None:
             continue
         setting = f"task.contrast.{modality}_mask_ratio"
+        if ratio == 0 and contrast.intra_weight > 0:
+            raise ValueError(
+                f"{setting} is 0, so that both views of a clip are the whole of it, but task.contrast.intra_weight="
+                f"{contrast.intra_weight} tells them apart: set one of them"
+            )
+        if ratio == 0:
+            continue
         if isinstance(branch, AudioBranch) and isinstance(branch.masking, StructuredMasking):
             raise ValueError(
                 f"{setting} is {ratio}, but {modality}.masking.kind is structured, whose time_ratio {branch.masking.time_ratio} "

@@ -66,9 +66,12 @@ class Contrast(Settings):
     )
     projection: Projection | None = Field(None, description="network before the comparison; none [recalled, weak]")
     audio_mask_ratio: float | None = Field(
-        None, gt=0, lt=1, description="of views for the contrast alone; none: it compares what is predicted [TG-DP]"
+        None,
+        ge=0,
+        lt=1,
+        description="of views for the contrast alone, 0 for whole inputs; none: it compares what is predicted [TG-DP]",
     )
-    video_mask_ratio: float | None = Field(None, gt=0, lt=1, description="likewise; set both or none [TG-DP: 0.5]")
+    video_mask_ratio: float | None = Field(None, ge=0, lt=1, description="likewise; set both or none [TG-DP: 0.5]")
 
 
 class Teacher(Settings):
@@ -119,7 +122,10 @@ class PretrainTask(Settings):
     """Masked reconstruction and masked contrast (stage 1), or prediction of a teacher's tokens and contrast (stage 2)."""
 
     kind: Literal["pretrain"] = "pretrain"
-    reconstruction: Reconstruction = Reconstruction()
+    reconstruction: Reconstruction | None = Field(
+        Reconstruction(),
+        description="of what was masked; none: clips are only compared, and there are no decoders (fine-tuning for retrieval)",
+    )
     contrast: Contrast | None = Contrast()
     patch_discrimination: PatchDiscrimination | None = Field(
         None, description="of raw patches; none [paper; with it: SSAST, MAE-AST]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from mavil.config.masking import (
@@ -27,6 +28,13 @@ from mavil.structs import MaskedView, Modality, TokenGrid
 
 Noise = Callable[[Modality, str, int], Tensor]
 """``noise(modality, purpose, count)``: ``[B, count]`` uniform numbers, one row per clip, on the device of the tokens."""
+
+
+def whole_view(grid: TokenGrid, noise: Noise, modality: Modality) -> MaskedView:
+    """The view of every clip that hides nothing, tokens in their own order; ``noise`` says how many clips there are."""
+    one = noise(modality, "whole", 1)
+    ids = torch.arange(grid.num_tokens, device=one.device).expand(len(one), -1)
+    return MaskedView(ids, ids[:, :0], ids)
 
 
 def draw_mask(

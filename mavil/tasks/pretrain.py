@@ -30,15 +30,16 @@ class Pretraining:
     """Stage 1 without a teacher, stage 2 and later with one [paper, section 3; equations in docs/model.md].
 
     ``stage 1 = reconstruction + alpha inter(a', v') + beta (intra(a', a'') + intra(v', v''))``; with a teacher the decoders
-    predict its tokens instead of raw patches. With ``discrimination`` a second head also tells which raw patch is whose
-    [source SSAST, MAE-AST]. View 1 is predicted and compared across modalities; view 2, a second mask of the
-    same crop, exists only where the intra-modal term has weight or several views are predicted. Masks are drawn per clip from
-    its seed. A clip without one modality takes part in the terms of the other.
+    predict its tokens instead of raw patches; without prediction clips are only compared, as in fine-tuning for retrieval. With
+    ``discrimination`` a second head also tells which raw patch is whose [source SSAST, MAE-AST]. View 1 is predicted and
+    compared across modalities; view 2, a second mask of the same crop, exists only where the intra-modal term has weight or
+    several views are predicted. Masks are drawn per clip from its seed. A clip without one modality takes part in the terms of
+    the other.
 
     Args:
         model: the network.
         plan: which views of a clip are drawn.
-        reconstruction: what is predicted, and its weights.
+        reconstruction: what is predicted, and its weights; ``None`` compares clips and predicts nothing.
         contrast: ``None`` compares nothing.
         teacher: ``None`` predicts raw patches. It sees a clip once, however many views are predicted.
         modality_dropout: probability that a clip with both modalities is treated as having one.
@@ -50,7 +51,7 @@ class Pretraining:
         self,
         model: MaskedLearner,
         plan: ViewPlan,
-        reconstruction: Reconstruction,
+        reconstruction: Reconstruction | None,
         contrast: Contrast | None,
         teacher: Teacher | None = None,
         modality_dropout: float = 0.0,
@@ -92,7 +93,8 @@ class Pretraining:
         patches, views, present = self.patches(inputs), self.views(inputs, self.plan), self._present(inputs)
         output: MaskedOutput = self.model(patches, views, present)
         report = LossReport({}, {})
-        self._add_predictions(report, output, patches, views, present)
+        if self.reconstruction is not None:
+            self._add_predictions(report, self.reconstruction, output, patches, views, present)
         return report, _by_clip(output, present)
 
     def coupled_loss(self, representations: dict[str, Tensor]) -> LossReport:
@@ -113,7 +115,7 @@ class Pretraining:
         """What predictions are compared with, ``[B, N, values]``."""
         if self.teacher is not None:
             return self.teacher.targets(patches, present)
-        if self.reconstruction.normalise_patches:
+        if self.reconstruction is not None and self.reconstruction.normalise_patches:
             return {m: normalise_patches(values) for m, values in patches.items()}
         return patches
 
@@ -128,12 +130,13 @@ class Pretraining:
     def _add_predictions(
         self,
         report: LossReport,
+        settings: Reconstruction,
         output: MaskedOutput,
         patches: dict[Modality, Tensor],
         views: dict[Modality, MaskedViews],
         present: Presence | None,
     ) -> None:
-        weights = {"audio": self.reconstruction.audio_weight, "video": self.reconstruction.video_weight}
+        weights = {"audio": settings.audio_weight, "video": settings.video_weight}
         targets = self.targets(patches, present)
         for modality, target in targets.items():
             name, predictions = f"{modality}_{self._kind}", output.predictions[modality]
@@ -174,7 +177,7 @@ class Pretraining:
     def _counted(self, views: MaskedViews, present: Tensor | None) -> Tensor:
         """``[V, B, N]`` bool: the tokens whose prediction counts."""
         counted = torch.stack([view.is_masked for view in views.predicted])
-        if self.reconstruction.tokens == "all":
+        if self.reconstruction is not None and self.reconstruction.tokens == "all":
             counted = torch.ones_like(counted)
         return counted if present is None else counted & present[:, None]
 
@@ -211,7 +214,19 @@ class Pretraining:
         return metrics
 
     def _evaluate_batch(self, model: MaskedLearner, inputs: Inputs) -> dict[str, Tensor]:
-        patches, views = self.patches(inputs), self.views(inputs, self.plan.predicting_only())
+        patches = self.patches(inputs)
+        results = {str(m): model.embed(m, values) for m, values in patches.items()}
+        for modality in self.grids:
+            flags = inputs.present(modality)
+            results[f"{modality}_present"] = torch.ones(len(inputs)) if flags is None else flags.float()
+        if self.reconstruction is not None:
+            results |= self._evaluate_predictions(model, inputs, patches)
+        return results
+
+    def _evaluate_predictions(
+        self, model: MaskedLearner, inputs: Inputs, patches: dict[Modality, Tensor]
+    ) -> dict[str, Tensor]:
+        views = self.views(inputs, self.plan.predicting_only())
         # Without dropout; where nothing is absent the fast paths are taken.
         found = {m: inputs.present(m) for m in self.grids}
         present = None if all(flags is None for flags in found.values()) else found
@@ -225,9 +240,6 @@ class Pretraining:
                 ids, predictions = _masked_ids(views[modality]), output.discriminations[modality]
                 losses, hits = clip_discrimination(predictions, target, ids, self.discrimination.softmax_over)
                 results |= {f"{modality}_discrimination": losses[0], f"{modality}_discrimination_accuracy": hits[0]}
-            results[modality] = model.embed(modality, patches[modality])
-            flags = inputs.present(modality)
-            results[f"{modality}_present"] = torch.ones(len(inputs)) if flags is None else flags.float()
         return results
 
     def collapse_limits(self) -> dict[str, Limit]:

@@ -11,7 +11,7 @@ from mavil.config import Contrast
 from mavil.config.masking import Masking, RandomMasking
 from mavil.seeds import uniform_draws
 from mavil.structs import Inputs, MaskedView, MaskedViews, Modality, TokenGrid
-from mavil.tasks.masks import Noise, draw_mask
+from mavil.tasks.masks import Noise, draw_mask, whole_view
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class ViewPlan:
     Attributes:
         grids: by modality.
         mask_ratios: of the predicted views.
-        contrast_mask_ratios: of views that are compared and nothing else; ``None`` compares the predicted ones, and adds
-            encoder-only ones of the same ratio where more are compared than predicted [recalled, weak].
-        num_predicted: views whose hidden tokens are predicted.
+        contrast_mask_ratios: of views that are compared and nothing else, 0 for whole inputs; ``None`` compares the predicted
+            ones, and adds encoder-only ones of the same ratio where more are compared than predicted [recalled, weak].
+        num_predicted: views whose hidden tokens are predicted; 0 where clips are only compared.
         num_compared: views whose pooled tokens are compared.
         maskings: how tokens are chosen, of all views; each token by itself where a modality has none.
     """
@@ -65,15 +65,22 @@ class ViewPlan:
         return self.maskings.get(modality, RandomMasking())
 
     def num_visible(self, modality: Modality) -> int:
-        """K of a predicted view."""
-        return self.masking(modality).num_visible(self.grids[modality], self.mask_ratios[modality])
+        """K of the first view: a predicted one, where there is any."""
+        own = self.contrast_mask_ratios
+        ratios = own if self.num_predicted == 0 and own is not None else self.mask_ratios
+        return self._num_visible(modality, ratios[modality])
+
+    def _num_visible(self, modality: Modality, ratio: float) -> int:
+        grid = self.grids[modality]
+        is_whole = ratio == 0 and self.contrast_mask_ratios is not None
+        return grid.num_tokens if is_whole else self.masking(modality).num_visible(grid, ratio)
 
     def visible_tokens(self, modality: Modality) -> int:
         """Tokens of all views together that an encoder sees of one clip."""
-        grid, own = self.grids[modality], self.contrast_mask_ratios
-        predicted = self.num_visible(modality)
+        own = self.contrast_mask_ratios
+        predicted = self._num_visible(modality, self.mask_ratios[modality])
         if own is not None:
-            compared = self.masking(modality).num_visible(grid, own[modality])
+            compared = self._num_visible(modality, own[modality])
             return self.num_predicted * predicted + self.num_compared * compared
         return max(self.num_predicted, self.num_compared) * predicted
 
@@ -89,6 +96,8 @@ class ViewPlan:
         predicted = [view("mask", i, ratio) for i in range(self.num_predicted)]
         if self.contrast_mask_ratios is not None:
             own = self.contrast_mask_ratios[modality]
+            if own == 0:
+                return MaskedViews(predicted, [whole_view(grid, noise, modality)] * self.num_compared)
             return MaskedViews(predicted, [view("contrast mask", i, own) for i in range(self.num_compared)])
         further = [view("mask", i, ratio) for i in range(self.num_predicted, self.num_compared)]
         return MaskedViews(predicted, [*predicted, *further][: self.num_compared])

@@ -15,7 +15,7 @@ RECIPES = sorted(
 )
 FIELDS = ("Hardware", "Time", "Expected", "Measured by this project")
 COMMAND = re.compile(r"#   (?:torchrun .*-m )?mavil \S+ .*")
-METRIC = re.compile(r"accuracy|mean average precision|depends on the clips")
+METRIC = re.compile(r"accuracy|mean average precision|R@1|depends on the clips")
 SOURCE = re.compile(r"\[[^\]]+\]")
 
 

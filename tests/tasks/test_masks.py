@@ -13,6 +13,7 @@ from mavil.config.masking import ChunkMasking, Masking, RandomMasking, SpanMaski
 from mavil.models.masking import random_masking
 from mavil.seeds import uniform_draws
 from mavil.structs import MaskedView, Modality, TokenGrid
+from mavil.tasks.masks import whole_view
 from mavil.tasks.views import ViewPlan
 
 GRID = TokenGrid.of((192, 64), (16, 16), 1)  # 12 time steps of 4 mel bands
@@ -92,3 +93,11 @@ def test_views_for_the_contrast_alone_are_drawn_in_the_same_way() -> None:
         sum(after - before > 1 for before, after in itertools.pairwise(hidden)) <= 2
     )  # the ends may have cut two spans
     assert plan.visible_tokens("audio") == 12 + 24
+
+
+def test_a_whole_view_shows_every_token_in_its_place() -> None:
+    view = whole_view(GRID, lambda modality, purpose, count: torch.rand(3, count), "audio")
+    every = torch.arange(GRID.num_tokens).expand(3, -1)
+    assert torch.equal(view.visible_ids, every)
+    assert torch.equal(view.restore_ids, every)
+    assert view.masked_ids.shape == (3, 0)
