@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -27,13 +28,22 @@ def replace_link(path: Path, target: str) -> None:
     os.replace(aside, path)
 
 
-def sync_folder(folder: Path) -> None:
-    """Force to disk which names a folder holds; a rename is not there after a power cut until this was done."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Force a file to disk, or which names a folder holds: a rename is not there after a power cut until this was done."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file, as hexadecimal text."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

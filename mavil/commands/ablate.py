@@ -20,7 +20,7 @@ from mavil.atomic_files import write_text
 from mavil.commands.finished import is_finished
 from mavil.commands.measure import check_fields, stored_measurement
 from mavil.commands.pipeline import leave_unless_good, print_plan, print_results, recipes_of, run_here
-from mavil.commands.retrieve import names_in
+from mavil.commands.words import names_in
 from mavil.evaluation.ablation import MeasuredRow, cells_of, groups_of, markdown_tables, measured_rows
 from mavil.pipelines.ablation import Ablation, load_ablation
 from mavil.pipelines.jobs import Job, jobs_of

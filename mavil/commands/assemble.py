@@ -104,7 +104,8 @@ def view_plan(recipe: Recipe) -> ViewPlan | None:
         return None
     ratios = {m: branch.mask_ratio for m in MODALITIES if (branch := recipe.branch(m)) is not None}
     maskings: dict[Modality, Masking] = {"audio": recipe.audio.masking} if recipe.audio is not None else {}
-    return ViewPlan.of(grids_of(recipe), ratios, task.contrast, task.masked_views, maskings)
+    num_predicted = 0 if task.reconstruction is None else task.masked_views
+    return ViewPlan.of(grids_of(recipe), ratios, task.contrast, num_predicted, maskings)
 
 
 def _load_teacher(

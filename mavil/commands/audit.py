@@ -20,6 +20,7 @@ from mavil.atomic_files import unwritable, write_text
 from mavil.commands.assemble import CLASSES_FILE, load_masked, task_for
 from mavil.commands.audit_batches import NEIGHBOUR, Compositions, samples_of
 from mavil.commands.errors import EXIT_CHECKS_FAILED
+from mavil.commands.evaluate_results import AUDIT
 from mavil.commands.inputs import loader_for, open_split, prepare_for
 from mavil.commands.overlap import Overlap
 from mavil.commands.overlap import overlap_with_training as overlap_with_training
@@ -37,7 +38,6 @@ from mavil.tasks.base import unwrapped
 from mavil.tasks.classify import JUDGED, Classification
 from mavil.tasks.pretrain import embed_batch
 
-RESULT_FILE = "audit.json"
 NUM_CLIPS = 64
 SMALL_BATCHES = (1, 3)
 SHARES = (2, 3)
@@ -151,11 +151,11 @@ def audit_run(
     folder = out or run
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / RESULT_FILE, json.dumps(_told(audit, recipe, which), indent=2) + "\n")
+        write_text(folder / AUDIT, json.dumps(_told(audit, recipe, which), indent=2) + "\n")
     except OSError as error:
         raise unwritable(folder, error) from None
     print_audit(Console(), audit)
-    Console().print(f"written: {folder / RESULT_FILE}", highlight=False, soft_wrap=True)
+    Console().print(f"written: {folder / AUDIT}", highlight=False, soft_wrap=True)
     if audit.has_failed:
         raise typer.Exit(EXIT_CHECKS_FAILED)
 

@@ -1,8 +1,9 @@
 """``mavil demo``: the whole of MAViL on a small set of clips, in minutes on a CPU, ending in a page to look at.
 
 Shards, stage 1, stage 2, fine-tuning on audio, video and both (each also from random weights), retrieval in both
-directions, a table, ``summary.json`` and ``report.html``. With the synthetic clips the results are judged, and a result
-that is not good enough ends in exit code 3; clips of one's own are reported without judgement.
+directions, a table, ``summary.json``, ``report.html``, and the encoders of stage 2 as a folder for ``mavil.load``. With the
+synthetic clips the results are judged, and a result that is not good enough ends in exit code 3; clips of one's own are
+reported without judgement.
 """
 
 from __future__ import annotations
@@ -22,17 +23,23 @@ from mavil.commands.demo_checks import Check, judge, print_results
 from mavil.commands.demo_clips import ClipSets, make_clip_sets, measure_sound
 from mavil.commands.embedding import Embedded, embed_shards
 from mavil.commands.errors import EXIT_CHECKS_FAILED
-from mavil.commands.retrieve import LOUDNESS, cue_results, names_in, retrieval_results
+from mavil.commands.export_facts import exported_run
+from mavil.commands.retrieve import LOUDNESS, cue_results, retrieval_results
 from mavil.commands.train import train_recipe
+from mavil.commands.words import names_in
 from mavil.config import PretrainTask, Recipe
 from mavil.engine.process.runtime import choose_device, settle
 from mavil.evaluation.probing import CueResult, probeable_fields
+from mavil.export.card import card_of, usage
+from mavil.export.folder import write_export
 from mavil.recipe import change_recipe, load_recipe
 from mavil.structs import UserError
 
 MARKER = "demo.json"
 """Says that a folder was made by this command and may be moved aside by it."""
 STAGES = ("stage1", "stage2")
+EXPORT = "export"
+"""Below the demo's folder: what ``mavil.load`` takes."""
 FINETUNES = ("audio", "video", "both")
 RECIPES = (*STAGES, *(f"finetune_{which}" for which in FINETUNES))
 MOST_CUES = 8
@@ -60,6 +67,7 @@ class Results:
             "retrieval": self.retrieval,
             "cues": [asdict(cue) for cue in self.cues],
             "notes": self.notes,
+            "export": EXPORT,
             "checks": [asdict(check) for check in checks],
         }
 
@@ -142,6 +150,15 @@ def _embed(run: Path, shards: Path) -> Embedded:
     return embed_shards(model, recipe, shards, device)
 
 
+def export_model(out: Path, results: Results, clips: ClipSets) -> str:
+    """Write the encoders of the last stage to ``OUT/export``; return the three lines that use them."""
+    exported = exported_run(out / STAGES[-1])
+    # The demo's retrieval is in its summary, not in the run.
+    exported.about["retrieval"] = {"data": clips.evaluation.name, "galleries": results.retrieval[STAGES[-1]]}
+    write_export(out / EXPORT, exported, card_of(exported, EXPORT))
+    return usage(str(out / EXPORT), exported.recipe.modalities)
+
+
 def _default_cues(gallery: Embedded) -> list[str]:
     """Everything in the metadata that can be probed, and the measured loudness."""
     fields = [name for name in probeable_fields(gallery.metadata) if name != LOUDNESS]
@@ -187,11 +204,13 @@ def demo(
     measure_sound(sets.train, [load_recipe(recipes / f"{name}.yaml") for name in RECIPES])
     results = run_demo(out, recipes, sets, names_in(cues), names_in(within), console)
     checks = judge(results.retrieval, results.finetunes) if sets.is_synthetic else []
+    lines = export_model(out, results, sets)
     summary = results.summary(sets, checks, sets.seed or 0)
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     from mavil.commands.demo_report import write_report  # matplotlib and media only now
 
-    write_report(out, sets, results, checks)
+    write_report(out, sets, results, checks, lines)
     print_results(console, out, results.retrieval, results.finetunes, checks)
+    console.print(f"model:   {out / EXPORT} (encoders and card); in Python:\n{lines}", highlight=False, soft_wrap=True)
     if any(not check.passed for check in checks):
         raise typer.Exit(EXIT_CHECKS_FAILED)

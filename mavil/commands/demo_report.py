@@ -19,8 +19,9 @@ from mavil.config import Recipe
 from mavil.data.media import DecodeError, FrameWindow, decode_audio, decode_frames, encode_clip
 from mavil.data.stream.clips import ClipStream
 from mavil.data.stream.shard_set import open_shards
+from mavil.evaluation.nearest import nearest
 from mavil.evaluation.probing import CueResult
-from mavil.evaluation.retrieval import compute_standings, nearest
+from mavil.evaluation.retrieval import compute_standings
 from mavil.recipe import change_recipe
 from mavil.report import page
 from mavil.report.charts import Charts, loss_charts
@@ -39,8 +40,11 @@ LONGEST_SECONDS = 10.0
 CPU = torch.device("cpu")
 
 
-def write_report(out: Path, clips: ClipSets, results: Any, checks: list[Check]) -> Path:
-    """Write ``OUT/report.html`` from the runs below ``out``; ``results`` is :class:`mavil.commands.demo.Results`."""
+def write_report(out: Path, clips: ClipSets, results: Any, checks: list[Check], usage: str) -> Path:
+    """Write ``OUT/report.html`` from the runs below ``out``.
+
+    ``results`` is :class:`mavil.commands.demo.Results`, ``usage`` the lines that load the exported model.
+    """
     sections = [
         page.Section(
             "Finding the picture for a sound, and the sound for a picture",
@@ -58,6 +62,12 @@ def write_report(out: Path, clips: ClipSets, results: Any, checks: list[Check]) 
         ),
         *_cues(results.cues),
         page.Section("Losses over the steps", "", [_curves(out)]),
+        page.Section(
+            "Use the model",
+            "The encoders of stage 2 are beside this page, in the folder export, with a card. They give the embedding of any "
+            "sound or film:",
+            [page.Listing("three lines of Python", usage, is_open=True)],
+        ),
     ]
     report = page.Report(
         title="MAViL, from clips to retrieval",
@@ -149,8 +159,8 @@ def _retrieval_examples(out: Path, clips: ClipSets) -> list[RetrievalExample]:
     # Evenly spread over the gallery, whatever their result: nothing is picked for looking good.
     queries = torch.linspace(0, len(gallery.keys) - 1, min(NUM_QUERIES, len(gallery.keys))).long()
     found = {
-        "audio": nearest(gallery.audio[queries], gallery.video, NUM_HITS),
-        "video": nearest(gallery.video[queries], gallery.audio, NUM_HITS),
+        "audio": nearest(gallery.audio[queries], gallery.video, NUM_HITS)[1],
+        "video": nearest(gallery.video[queries], gallery.audio, NUM_HITS)[1],
     }
     wanted = {gallery.keys[i] for i in [*queries.tolist(), *torch.cat(list(found.values())).flatten().tolist()]}
     media = read_media(clips.evaluation, sorted(wanted))

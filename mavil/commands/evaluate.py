@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,6 +22,7 @@ from mavil.commands.evaluate_page import REPORT, evaluation_report
 from mavil.commands.evaluate_results import (
     FOLDER,
     METRICS,
+    carried_over,
     csv_text,
     print_results,
     refuse_foreign,
@@ -32,8 +32,8 @@ from mavil.commands.evaluate_results import (
     write_results,
 )
 from mavil.commands.inputs import loader_for, prepare_for
-from mavil.commands.overlap import Overlap, overlap_with_starts, overlap_with_training
-from mavil.commands.retrieve import names_in
+from mavil.commands.overlap import overlaps_of
+from mavil.commands.words import names_in, split_words
 from mavil.config import ClassifyTask, Recipe
 from mavil.data.labels import Vocabulary
 from mavil.data.prepare import prepared
@@ -45,9 +45,6 @@ from mavil.models.weights import load_parts
 from mavil.recipe import change_recipe
 from mavil.report.page import write_page
 from mavil.structs import Modality, UserError
-
-_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
-"""How KEY=VALUE begins; an address or a path that holds ``=`` has other characters before it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,6 @@ def evaluate(
             help="shards to evaluate on (default: the run's data.evaluation), and settings to change",
         ),
     ] = None,
-    shards: Annotated[str | None, typer.Option(help="older spelling of DATA", hidden=True)] = None,
     checkpoint: Annotated[
         str, typer.Option(help="which one: newest, best (see trainer.best_metric) or a step")
     ] = "newest",
@@ -115,7 +111,9 @@ def evaluate(
         Path | None, typer.Option(help="VGGSounder's table: judge by these labels too, beside the data's own")
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="resamples of the clips for the intervals; 0: none")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="folder of the results; default: RUN/evaluation; replaced")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the results; default: RUN/evaluation; replaced, but for audit.json")
+    ] = None,
     audit: Annotated[
         bool,
         typer.Option("--audit", help="instead: try that a clip's logits depend on the clip alone; write audit.json"),
@@ -125,7 +123,7 @@ def evaluate(
     """Evaluate a run; print the metrics and write the folder RUN/evaluation."""
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder")
-    data, changes = split_words(words or [], shards)
+    data, changes = split_words(words or [])
     recipe = read_recipe(run, [*changes, *([f"data.evaluation={data}"] if data else [])])
     shown = modalities_in(recipe, modalities)
     if audit:
@@ -139,19 +137,6 @@ def evaluate(
         raise UserError(f"--labels {labels}: {run} is a {recipe.task.kind} run, which predicts no classes")
     else:
         _evaluate_other(run, recipe, checkpoint, shown, place)
-
-
-def split_words(words: Sequence[str], shards: str | None = None) -> tuple[str | None, list[str]]:
-    """What is meant by DATA, if anything, and the settings.
-
-    Raises:
-        UserError: there are two of DATA.
-    """
-    changes = [word for word in words if _SETTING.match(word)]
-    places = [word for word in words if not _SETTING.match(word)] + ([shards] if shards else [])
-    if len(places) > 1:
-        raise UserError(f"{' '.join(places)}: name one place with data; settings are KEY=VALUE")
-    return (places[0] if places else None), changes
 
 
 def _evaluate_classifier(
@@ -169,8 +154,8 @@ def _evaluate_classifier(
         predictions = predict_run(run, recipe, checkpoint, shown)
         if not distributed.is_main():
             return
-    overlap, starts = overlap_with_training(recipe), overlap_with_starts(recipe)
-    predictions = replace(predictions, facts={**predictions.facts, **_overlap_facts(overlap, starts)})
+    overlaps = overlaps_of(recipe)
+    predictions = replace(predictions, facts={**predictions.facts, **overlaps.facts()})
     with shown_progress(bootstrap) as progress_of:
         results = judge(predictions, bootstrap, listed, str(labels or ""), progress_of)
     report = evaluation_report(results, run, recipe)
@@ -179,9 +164,9 @@ def _evaluate_classifier(
         write_results(folder, results)
         write_page(folder / REPORT, report)
 
-    write_folder(place, write)
+    write_folder(place, carried_over(place, write))
     console = Console()
-    for line in [*_shown_remark(recipe, shown), *remarks(results), *_overlap_lines(overlap, starts)]:
+    for line in [*_shown_remark(recipe, shown), *remarks(results), *overlaps.lines()]:
         console.print(line, highlight=False, soft_wrap=True)
     print_results(console, results, f"{run} on {predictions.facts['data']}")
     console.print(f"written: {place}", highlight=False, soft_wrap=True)
@@ -193,7 +178,7 @@ def _evaluate_other(run: Path, recipe: Recipe, checkpoint: str, shown: Sequence[
         found = evaluate_run(run, recipe, checkpoint, shown)
         if not distributed.is_main():
             return
-    overlap, starts = overlap_with_training(recipe), overlap_with_starts(recipe)
+    overlaps = overlaps_of(recipe)
     facts = {
         "run": str(run),
         "data": recipe.data.evaluation,
@@ -201,7 +186,7 @@ def _evaluate_other(run: Path, recipe: Recipe, checkpoint: str, shown: Sequence[
         "modalities": shown,
         "evaluation_windows": recipe.data.evaluation_windows,
         "num_windows": found.counts["samples"],
-        **_overlap_facts(overlap, starts),
+        **overlaps.facts(),
     }
     text = json.dumps(finite({**facts, **found.metrics}), indent=2) + "\n"
     rows = [("shown", "metric", "value", "low", "high")]
@@ -211,26 +196,18 @@ def _evaluate_other(run: Path, recipe: Recipe, checkpoint: str, shown: Sequence[
         (folder / METRICS).write_text(text, encoding="utf-8")
         (folder / "metrics.csv").write_text(csv_text(rows), encoding="utf-8")
 
-    write_folder(place, write)
+    write_folder(place, carried_over(place, write))
     console = Console()
     for line in [
         *_shown_remark(recipe, shown),
         *_remarks(recipe, shown, found.counts),
-        *_overlap_lines(overlap, starts),
+        *overlaps.lines(),
     ]:
         console.print(line, highlight=False, soft_wrap=True)
     table = Table("metric", "value", title=f"{run} on {recipe.data.evaluation}", title_justify="left")
     for name, value in found.metrics.items():
         table.add_row(name, f"{value:.4g}")
     console.print(table)
-
-
-def _overlap_facts(overlap: Overlap, starts: dict[str, Overlap]) -> dict[str, Any]:
-    return {"overlap": overlap.to_dict(), "overlap_of_starts": {run: one.to_dict() for run, one in starts.items()}}
-
-
-def _overlap_lines(overlap: Overlap, starts: dict[str, Overlap]) -> list[str]:
-    return [line for one in (overlap, *starts.values()) for line in one.lines()]
 
 
 def _shown_remark(recipe: Recipe, shown: Sequence[Modality]) -> list[str]:

@@ -25,6 +25,8 @@ from mavil.structs import UserError
 
 FOLDER, METRICS = "evaluation", "metrics.json"
 """Of a run folder, and of it the file by which it is known."""
+AUDIT = "audit.json"
+"""What ``mavil evaluate --audit --out OUT`` adds to the folder of an evaluation, before or after it."""
 
 
 @contextmanager
@@ -119,8 +121,19 @@ def refuse_foreign(out: Path) -> None:
     Raises:
         UserError: it is a file, or holds something else.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / METRICS).is_file())):
+    if out.exists() and (not out.is_dir() or _others_in(out)):
         raise UserError(f"{out}: holds something that is no evaluation; choose another folder with --out")
+
+
+def carried_over(out: Path, write: Callable[[Path], None]) -> Callable[[Path], None]:
+    """``write`` for :func:`write_folder`, and then what :data:`AUDIT` holds in ``out``: an evaluation does not replace it."""
+
+    def both(folder: Path) -> None:
+        write(folder)
+        if (out / AUDIT).is_file():
+            shutil.copy2(out / AUDIT, folder / AUDIT)
+
+    return both
 
 
 def write_folder(out: Path, write: Callable[[Path], None]) -> None:
@@ -182,6 +195,11 @@ def metric_rows(results: Results) -> list[tuple[str, str, float, float, float]]:
         for name, share in results.listed.confusion.items():
             add(BOTH, f"labels/confusion/{name}", Estimate(share))
     return rows
+
+
+def _others_in(out: Path) -> bool:
+    """Whether a folder holds anything but an evaluation or an audit."""
+    return not (out / METRICS).is_file() and any(path.name != AUDIT for path in out.iterdir())
 
 
 def csv_text(rows: Sequence[Sequence[object]]) -> str:

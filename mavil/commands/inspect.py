@@ -143,7 +143,7 @@ def _costs(recipe: Recipe, model: MaskedLearner | Classifier) -> dict[str, int]:
         views = plan.draw(lambda _, __, num_tokens: torch.empty(1, num_tokens))
         hidden: dict[Modality, torch.Tensor] = {}
         for modality, values in patches.items():
-            view, encoder = views[modality].predicted[0], model.encoder(modality)
+            view, encoder = views[modality].distinct()[0], model.encoder(modality)
             num_visible = view.visible_ids.shape[1]
             costs[f"{modality}_encoder_one_view"] = _count(encoder, values[:, :num_visible], view.visible_ids)
             hidden[modality] = torch.empty(1, encoder.num_prefix + num_visible, encoder.width)

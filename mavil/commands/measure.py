@@ -19,8 +19,9 @@ from mavil.commands.embedding import Embedded, embed_shards
 from mavil.commands.evaluate import evaluate_run
 from mavil.commands.inputs import open_split, shards_of
 from mavil.commands.inspect import inspect_recipe
-from mavil.commands.retrieve import names_in, retrieval_results
+from mavil.commands.retrieve import retrieval_results
 from mavil.commands.schedule import global_batch
+from mavil.commands.words import names_in
 from mavil.config import PretrainTask, Recipe
 from mavil.data.stream.shard_set import open_shards
 from mavil.engine.checkpoints.folder import MANIFEST, read_manifest, step_of

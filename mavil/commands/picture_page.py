@@ -109,6 +109,8 @@ def _filled_words(recipe: Recipe) -> str:
     assert isinstance(recipe.task, PretrainTask)
     if recipe.task.teacher is not None:
         return "This run predicts a teacher's tokens, not spectrograms: there is nothing to show. Name a stage-1 run."
+    if recipe.task.reconstruction is None:
+        return "This run compares clips and predicts nothing: there is nothing to show. Name a stage-1 run."
     words = "The model saw only what is not grey and predicted the rest. Colours have one scale over all clips."
     if recipe.task.reconstruction.normalise_patches:
         words += (

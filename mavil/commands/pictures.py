@@ -80,7 +80,8 @@ def shown_clips(
     assert isinstance(recipe.task, PretrainTask)
     shown: list[Shown] = []
     for inputs, lengths in _batches(recipe, next(model.parameters()).device):
-        predicted = None if recipe.task.teacher else predict(model, recipe, inputs, audio_view)
+        has_patches = recipe.task.teacher is None and recipe.task.reconstruction is not None
+        predicted = predict(model, recipe, inputs, audio_view) if has_patches else None
         for row, key in enumerate(inputs.keys):
             if lengths[row] == 0:
                 continue

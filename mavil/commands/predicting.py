@@ -32,11 +32,12 @@ class Predicted:
 def predict(model: MaskedLearner, recipe: Recipe, inputs: Inputs, audio_view: ViewOf | None = None) -> Predicted:
     """Predict one view of every clip, drawn as the recipe says from the clips' seeds.
 
-    ``audio_view`` hides other tokens of the sound.
+    ``audio_view`` hides other tokens of the sound. The recipe's task must predict something.
     """
     settings, plan = recipe.task, view_plan(recipe)
     assert isinstance(settings, PretrainTask)
     assert plan is not None
+    assert settings.reconstruction is not None
     task = Pretraining(model, plan, settings.reconstruction, settings.contrast)
     views = task.views(inputs, task.plan.predicting_only())
     if audio_view is not None:
@@ -84,4 +85,4 @@ def video_filled(
 
 def _is_normalised(recipe: Recipe) -> bool:
     assert isinstance(recipe.task, PretrainTask)
-    return recipe.task.reconstruction.normalise_patches
+    return recipe.task.reconstruction is not None and recipe.task.reconstruction.normalise_patches

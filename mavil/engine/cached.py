@@ -69,7 +69,8 @@ def cached_micro_steps(
             with averaging(number == len(batches) - 1):
                 with autocast():
                     own, representations = task.own_loss(inputs, step)
-                    loss = own.total / len(batches)
+                    # A task may have no terms of its own: then all that is differentiated is the surrogate.
+                    loss = own.total / len(batches) if own.terms else 0.0
                 total = loss + _surrogate(representations, {name: parts[number] for name, parts in gradients.items()})
                 (total * factor).backward()
             reports.append(_detached(own, coupled))

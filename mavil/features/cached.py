@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mavil.atomic_files import sync_folder
+from mavil.atomic_files import sync
 from mavil.structs import UserError
 
 CLIPS_FILE = "clips.json"
@@ -163,7 +163,7 @@ def make(root: Path, identity: Mapping[str, Any], num_bytes: int, fill: Callable
             _take_name(aside, root / digest_of(identity), identity)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        sync_folder(root)
+        sync(root)
     except OSError as error:
         raise UserError(
             f"{root}: features cannot be written ({error.strerror or error}): make space, or name another folder with --out"

@@ -8,13 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mavil.commands.assemble import CONFIG_FILE, read_recipe
-from mavil.commands.conversion.importing import imported
 from mavil.commands.inputs import prepare_for
 from mavil.commands.normalisation import audio_statistics
 from mavil.config import ClassifyTask, Recipe
 from mavil.data.spectrogram import AudioFrontEnd
-from mavil.engine.checkpoints.reading import load_weights
+from mavil.embedder.sources import open_model
 from mavil.features.options import FeatureOptions, split_source
 from mavil.features.sound import Normalisation, SoundFeatures
 from mavil.features.timing import Timing
@@ -46,28 +44,19 @@ TINY = {
 def load_features(source: str | Path = "") -> SoundFeatures:
     """Features from ``PATH?NAME=VALUE&...``, in evaluation mode on the CPU; see :func:`mavil.features.options.split_source`.
 
-    ``PATH`` is a run folder, of pre-training or of a classifier, or another project's checkpoint file; nothing: a tiny model
-    with random weights, always the same.
+    ``PATH`` is whatever :func:`mavil.embedder.sources.open_model` takes; nothing: a tiny model with random weights, always the
+    same.
 
     Raises:
-        UserError: no such run or file, one without an audio branch, or an option that does not fit it.
+        UserError: no such model, one without an audio branch, or an option that does not fit it.
     """
     path, options, changes = split_source(str(source))
     if not path:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return features_of(_tiny(changes), None, "the tiny random model", options)
-    if not Path(path).is_dir():
-        if options.checkpoint != "newest":
-            raise UserError(f"checkpoint={options.checkpoint} belongs to a run folder, but {path} is none")
-        recipe, parts, _ = imported(path, changes)
-        return features_of(recipe, parts, path, options)
-    if not (Path(path) / CONFIG_FILE).is_file():
-        raise UserError(f"{path} is not a run folder (no {CONFIG_FILE})")
-    held = read_recipe(Path(path), [])
-    recipe = read_recipe(Path(path), changes)
-    grids = (held.audio.grid(), recipe.audio.grid()) if held.audio is not None and recipe.audio is not None else None
-    return features_of(recipe, load_weights(path, options.checkpoint), path, options, grids)
+    opened = open_model(path, options.checkpoint, changes)
+    return features_of(opened.recipe, opened.parts, path, options, opened.grids.get("audio"))
 
 
 def features_of(

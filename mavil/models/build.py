@@ -49,11 +49,12 @@ def build_masked(recipe: Recipe, target_values: dict[Modality, int] | None = Non
     branches = _branches(recipe)
     values = target_values or {m: branch.grid().patch_values for m, branch in branches.items()}
     discriminates = isinstance(recipe.task, PretrainTask) and recipe.task.patch_discrimination is not None
+    predicts = not isinstance(recipe.task, PretrainTask) or recipe.task.reconstruction is not None
     encoders: dict[Modality, Encoder] = {}
     each: dict[Modality, Decoder] = {}
     for modality, branch in branches.items():
         encoders[modality] = build_encoder(branch)
-        if not recipe.joint_decoder:
+        if predicts and not recipe.joint_decoder:
             each[modality] = _build_decoder(branch, values[modality], discriminates)
     decoders = _build_joint_decoder(branches, values) if recipe.joint_decoder else each
     fusion = build_fusion(recipe)

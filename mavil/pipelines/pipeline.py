@@ -17,7 +17,7 @@
         resources: {nodes: 1, time: "04:00:00"}        # over everything but the command line
         sweep: {optimizer.base_lr: [1e-4, 2e-4]}       # a run and a job of an array for each combination
       retrieve:
-        command: retrieve {stage1} --shards shards/test  # or any other command of mavil instead of a recipe
+        command: retrieve {stage1} shards/test  # or any other command of mavil instead of a recipe
         depends_on: [stage1]
 """
 

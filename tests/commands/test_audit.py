@@ -72,6 +72,12 @@ def test_a_model_is_audited(mavil: Mavil, run: Path, monkeypatch: pytest.MonkeyP
     assert max(moved) < audit.reference.tolerance
     assert audit.reference.spread > 0
     monkeypatch.setattr(module, "NUM_WORKERS", 0)  # processes take seconds to start
+    # The command's own options; an evaluation in the same folder keeps the audit, and the other way round.
+    for words in (("--audit", "--audit-clips", 3), ("--bootstrap", 0), ("--audit", "--audit-clips", 2)):
+        found = mavil("evaluate", run, *words, "--out", "both")
+        assert found.code == (3 if "--audit" in words else 0), found.err  # all clips are training clips
+        assert json.loads(Path("both/audit.json").read_text())["num_clips"] == (2 if 2 in words else 3)
+    assert json.loads(Path("both/metrics.json").read_text())["num_clips"] == 8
     # The planted defects: a front end that normalises over the batch, ...
     found = mavil("evaluate", run, "trainer.device_batch=5", "audio.batch_statistics=evaluation", "--audit")
     assert found.code == 3, found.err

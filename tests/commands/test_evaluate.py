@@ -13,7 +13,7 @@ import torch
 
 from mavil.commands.assemble import load_masked
 from mavil.commands.embedding import embed_shards
-from mavil.commands.evaluate import split_words
+from mavil.commands.words import split_words
 from mavil.engine.metrics.tracker import read_metrics
 from mavil.evaluation.predictions import read_predictions
 from tests.commands.conftest import Outcome
@@ -184,8 +184,6 @@ def test_everything_is_written_at_once_and_what_is_wrong_is_told_in_one_line(
 )
 def test_data_is_what_is_no_setting(words: list[str], data: str | None, changes: list[str]) -> None:
     assert split_words(words) == (data, changes)
-    if data is None:
-        assert split_words(words, "older") == ("older", [])
 
 
 def test_vggsounder_is_reported_beside_the_single_label(
@@ -231,12 +229,12 @@ def test_retrieval_leaves_incomplete_clips_out_and_says_so(
     assert mavil("train", recipe("stage1", data=data(whole))).code == 0
     run = tmp_path / "runs/stage1"
     assert mavil("retrieve", run).code == 0
-    expected = stored(run, "retrieval.json")
+    expected = stored(run, "retrieval/retrieval.json")
     assert expected["left_out"] == {"without_audio": 0, "without_video": 0}
-    found = mavil("retrieve", run, "--shards", gaps, "--cues", "loudness", "--train-shards", gaps)
+    found = mavil("retrieve", run, gaps, "--cues", "loudness", "--train-shards", gaps)
     assert found.code == 0, found.err
     assert "5 of 13 clips left out of the gallery: 3 without sound, 2 without picture" in found.out
-    result = stored(run, "retrieval.json")
+    result = stored(run, "retrieval/retrieval.json")
     assert result["left_out"] == {"without_audio": 3, "without_video": 2}
     assert result["retrieval"] == expected["retrieval"]
     assert [cue["cue"] for cue in result["cues"]] == ["loudness"]
@@ -264,7 +262,7 @@ def test_embeddings_of_incomplete_clips_are_of_what_they_have(
     torch.testing.assert_close(complete.video, alone.video)
     (tmp_path / "deaf").mkdir()
     nobody = write_folder(tmp_path / "deaf", [{k: v for k, v in clips().items() if k.startswith("deaf")}])
-    refused = mavil("retrieve", "runs/stage1", "--shards", nobody)
+    refused = mavil("retrieve", "runs/stage1", nobody)
     assert refused.code == 2
     assert "none of 3 clips has audio and video" in " ".join(refused.err.split())
 

@@ -45,7 +45,7 @@ FILE = """
 out: there
 changes: {data.train: shards}
 stages:
-  look: {command: "evaluate {stage2} --shards 'my shards'", depends_on: stage2}
+  look: {command: "evaluate {stage2} 'my shards'", depends_on: stage2}
   stage1: {recipe: a.yaml}
   stage2: {recipe: a.yaml, depends_on: stage1, changes: {task.teacher.run: "{stage1}"}}
   stage3: {recipe: a.yaml, depends_on: stage2, changes: {task.teacher.run: "{stage2}", task.weights: "{stage1}"}}
@@ -81,7 +81,7 @@ def order() -> list[str]:
 def test_stages_run_in_order_and_a_second_time_nothing_does(mavil: Mavil) -> None:
     first = mavil("pipeline", "p.yaml")
     assert first.code == 0, first.out + first.err
-    assert order() == ["stage1", "stage2", "evaluate there/stage2 --shards my shards", "stage3", "alone"]
+    assert order() == ["stage1", "stage2", "evaluate there/stage2 my shards", "stage3", "alone"]
     log = Path("there/stage3/pipeline.log").read_text()
     command = (
         "-m mavil train a.yaml data.train=shards task.teacher.run=there/stage2 task.weights=there/stage1 name=stage3"
@@ -186,4 +186,4 @@ def test_a_command_is_repeated_when_what_it_reads_was_trained_anew(mavil: Mavil)
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps({"sha256": "another"}))
     assert mavil("pipeline", "p.yaml").code == 0
-    assert order() == ["evaluate there/stage2 --shards my shards"]
+    assert order() == ["evaluate there/stage2 my shards"]

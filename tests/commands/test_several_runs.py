@@ -54,7 +54,7 @@ def test_three_stages_stopped_half_way_and_gone_on(mavil: Mavil, recipe: Callabl
     assert done.code == 0, done.out
     assert [line["step"] for line in read_metrics(run) if "loss/total" in line["metrics"]] == list(range(1, 301))
     assert "runs/stage2" in Path("runs/stage3/config.yaml").read_text()
-    assert Path("runs/stage3/retrieval.json").is_file()
+    assert Path("runs/stage3/retrieval/retrieval.json").is_file()
     again = mavil("pipeline", "p.yaml")
     assert (again.code, again.out.count("finished before")) == (0, 8)
 

@@ -35,7 +35,7 @@ def test_from_stage_one_to_retrieval(mavil: Mavil, recipe: Recipe, tmp_path: Pat
     assert "loss/audio_teacher" in read_metrics(tmp_path / "runs/stage2")[0]["metrics"]
     found = mavil("retrieve", "runs/stage2", "--within", "onset_seconds", "--cues", "pitch_hz,loudness")
     assert found.code == 0, found.err
-    stored = json.loads((tmp_path / "runs/stage2/retrieval.json").read_text())
+    stored = json.loads((tmp_path / "runs/stage2/retrieval/retrieval.json").read_text())
     assert stored["retrieval"]["whole gallery"]["audio_to_video"]["gallery_size"] == NUM_GALLERY
     assert stored["retrieval"]["within one onset_seconds"]["video_to_audio"]["gallery_size"] < NUM_GALLERY
     assert [cue["cue"] for cue in stored["cues"]] == ["pitch_hz", "loudness"]

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mavil.atomic_files import sha256_of
 from mavil.data.media import encode_clip
 from mavil.data.shards.clip_table import CLIPS, LABELS, ClipTable, write_table
-from mavil.data.shards.index import ShardIndex, ShardInfo, sha256_of, write_index
+from mavil.data.shards.index import ShardIndex, ShardInfo, write_index
 from mavil.data.shards.tars import survey_shard
 from mavil.seeds import sample_seed
 from mavil.structs import SAMPLE_RATE

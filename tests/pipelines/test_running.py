@@ -180,7 +180,7 @@ def test_a_command_is_finished_until_it_or_what_it_reads_changes() -> None:
     assert not is_marked_finished(command, [before])
     mark_finished(command, [before])
     assert is_marked_finished(command, [before])
-    assert not is_marked_finished(Job("e", "e", [], Path("e"), ["evaluate", "t", "--shards", "s"], False), [before])
+    assert not is_marked_finished(Job("e", "e", [], Path("e"), ["evaluate", "t", "s"], False), [before])
     manifest.write_text('{"sha256": "another one"}')
     assert not is_marked_finished(command, [before])
 

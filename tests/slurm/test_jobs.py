@@ -18,7 +18,7 @@ out: pipe
 resources: {nodes: 1, time: 00:05:00, signal_seconds: 30}
 changes: {seconds: 0.02}
 stages:
-  evaluate: {command: "evaluate {stage1} --shards here", depends_on: stage1}
+  evaluate: {command: "evaluate {stage1} here", depends_on: stage1}
   stage1: {recipe: tiny.yaml, changes: {steps: 8}}
   tune:
     recipe: tiny.yaml
@@ -121,7 +121,7 @@ def test_before_its_time_limit_it_saves_and_requeues_itself(desk: Desk) -> None:
 def test_stages_run_in_order_and_a_failed_one_takes_the_later_ones_away(desk: Desk, jobs: dict[str, str]) -> None:
     assert state(desk, jobs["pipe/evaluate"]) == "COMPLETED"
     log = next((desk.folder / "pipe/evaluate/slurm").glob("*_0_log.out")).read_text()
-    assert "ran evaluate pipe/stage1 --shards here" in log
+    assert "ran evaluate pipe/stage1 here" in log
     assert state(desk, jobs["pipe/broken"]) == "FAILED"
     assert state(desk, jobs["pipe/never"]) == "CANCELLED"
     times = {

@@ -13,7 +13,7 @@ import pytest
 from tests.slurm.conftest import ROOT, own_environment, until
 from tools.slurm_sandbox import sandbox as sandbox_module
 from tools.slurm_sandbox.configuration import Cluster
-from tools.slurm_sandbox.processes import belonging_to
+from tools.slurm_sandbox.processes import belonging_to, node_processes
 from tools.slurm_sandbox.sandbox import SandboxError, kill_node, missing, start, start_node, stop
 
 
@@ -52,9 +52,10 @@ def test_a_node_can_be_killed_and_comes_back(tmp_path: Path, sandbox: Path) -> N
     start(Cluster(tmp_path, 2, 1, 0, False))
     try:
         ask(tmp_path, "sbatch", "-N2", "--output=/dev/null", "--wrap", "srun sleep 600")
-        before = len(list(belonging_to(tmp_path)))
-        assert kill_node(tmp_path, "127.0.0.2") >= 1
-        assert len(list(belonging_to(tmp_path))) < before
+        until(lambda: len(list(node_processes(tmp_path.resolve(), "127.0.0.2"))) > 1, 20)  # its daemon, and now the job
+        assert kill_node(tmp_path, "127.0.0.2") >= 2
+        until(lambda: not list(node_processes(tmp_path.resolve(), "127.0.0.2")), 10)
+        assert list(belonging_to(tmp_path))
         start_node(tmp_path, "127.0.0.2")
     finally:
         stop(tmp_path)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from mavil.config import ClassifyTask, Recipe
 from mavil.engine.checkpoints.reading import Checkpoint
@@ -23,10 +24,14 @@ HERTZ = {"low": 300.0, "middle": 1200.0, "high": 4000.0, "highest": 7000.0}
 """Classes that are told by one look at a spectrogram."""
 
 
-def write_run(run: Path, recipe: Recipe, step: int = 0, seed: int = 4) -> Path:
-    """A run folder, or one more checkpoint in it, with random weights."""
+def write_run(
+    run: Path, recipe: Recipe, step: int = 0, seed: int = 4, change: Callable[[nn.Module], None] | None = None
+) -> Path:
+    """A run folder, or one more checkpoint in it, with random weights; ``change`` may give them other values."""
     torch.manual_seed(seed)
     model = build_classifier(recipe, 3) if isinstance(recipe.task, ClassifyTask) else build_masked(recipe)
+    if change is not None:
+        change(model)
     run.mkdir(exist_ok=True)
     (run / "config.yaml").write_text(dump_recipe(recipe))
     saver = Saver(run, prefixes_of(model, model.parts()), keep=1)

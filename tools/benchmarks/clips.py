@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mavil.atomic_files import sha256_of
 from mavil.data.media import DecodeError, cut_clip, encode_clip, probe
 from mavil.data.media.encodings import TRAINING, SpanEncoding
 from mavil.data.shards.clip_table import CLIPS, LABELS, ClipTable, write_table
-from mavil.data.shards.index import ShardIndex, ShardInfo, sha256_of, write_index
+from mavil.data.shards.index import ShardIndex, ShardInfo, write_index
 from mavil.data.shards.tars import survey_shard, write_shard
 from mavil.data.stream.shard_set import open_shards
 from mavil.structs import SAMPLE_RATE, UserError

@@ -1,4 +1,4 @@
-"""The command line: ``python tools/benchmark.py loader``, ``training`` and ``model``."""
+"""The command line: ``python tools/benchmark.py loader``, ``training``, ``model``, ``embed`` and ``search``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from mavil.data.loading.loader import Loader, build_loader
 from mavil.data.loading.samples import ClipDecoder
 from mavil.data.media import FrameWindow
 from tools.benchmarks.clips import PLAIN, ClipShape, make_clip, read_clips, write_clips
+from tools.benchmarks.embedding_command import embed
 from tools.benchmarks.machine import describe_machine
 from tools.benchmarks.model_command import model
 from tools.benchmarks.rates import decoders, loader_contender, measure_rates
+from tools.benchmarks.searching import search
 from tools.benchmarks.start_up import measure_start_up, write_large_set
 from tools.benchmarks.tables import print_report
 from tools.benchmarks.training_command import training
@@ -45,6 +47,8 @@ def benchmark() -> None:
 
 app.command()(training)
 app.command()(model)
+app.command()(embed)
+app.command()(search)
 
 
 @app.command()

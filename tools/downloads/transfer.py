@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mavil.atomic_files import sha256_of
 from mavil.structs import UserError
 from tools.downloads.catalog import RemoteFile
 
@@ -243,7 +243,7 @@ def _check(remote: RemoteFile, part: Path) -> None:
     """Compare size and checksum with what was published; a wrong file is removed, for nothing can be done with it."""
     if remote.num_bytes is not None and _size(part) != remote.num_bytes:
         found, published = f"{_size(part)} bytes", f"{remote.num_bytes}"
-    elif remote.sha256 and (digest := _sha256(part)) != remote.sha256:
+    elif remote.sha256 and (digest := sha256_of(part)) != remote.sha256:
         found, published = f"SHA-256 {digest[:12]}...", f"{remote.sha256[:12]}..."
     else:
         return
@@ -253,14 +253,6 @@ def _check(remote: RemoteFile, part: Path) -> None:
         f"{remote.url}: what came has {found}, but {published} was published: damaged on the way or changed on the server. "
         "It was removed; run again, or try --base-url with a mirror"
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _tag_file(part: Path) -> Path:

@@ -85,7 +85,7 @@ def work_of(recipe: Recipe) -> Work:
         raise UserError(f"{recipe.name}: a recipe of task {task.kind}; the estimate is for pre-training recipes")
     found = inspect_recipe(recipe)
     branches = [branch for m in recipe.modalities if (branch := recipe.branch(m)) is not None]
-    decoder_depths = [branch.decoder.depth for branch in branches]
+    decoder_depths = [branch.decoder.depth for branch in branches] if task.reconstruction is not None else []
     projection = task.contrast.projection if task.contrast else None
     encoder_blocks = sum(branch.encoder.depth for branch in branches)
     fusion_blocks = recipe.fusion.depth if recipe.fusion is not None else 0

@@ -13,7 +13,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mavil.atomic_files import replace_link, sync_folder, write_text
+from mavil.atomic_files import replace_link, sync, write_text
 from mavil.engine.checkpoints.folder import folder_of
 
 logger = logging.getLogger(__name__)
@@ -57,4 +57,4 @@ def mark(run: Path, best: Best) -> None:
     folder = run / "checkpoints"
     write_text(folder / "best.json", json.dumps(asdict(best)) + "\n")
     replace_link(folder / "best", folder_of(run, best.step).name)
-    sync_folder(folder)
+    sync(folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mavil.atomic_files import sha256_of
 from mavil.structs import UserError
 
 FORMAT = 2
@@ -96,7 +97,7 @@ def check_files(folder: Path, manifest: dict[str, Any], *names: str) -> None:
         _check_size(folder, name, manifest)
     for name in names or manifest["files"]:
         try:
-            digest = _sha256(folder / name)
+            digest = sha256_of(folder / name)
         except OSError as error:
             raise _unreadable(folder, name, error) from None
         if digest != manifest["files"][name]["sha256"]:
@@ -135,14 +136,6 @@ def _check_size(folder: Path, name: str, manifest: dict[str, Any]) -> None:
 
 def _checksum_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unreadable(folder: Path, name: str, error: OSError) -> UserError:

@@ -14,7 +14,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
-from mavil.atomic_files import sync_folder, write_text
+from mavil.atomic_files import sync, write_text
 from mavil.engine.checkpoints.folder import MANIFEST, checkpoints, sealed, step_of
 from mavil.engine.checkpoints.host_copy import tensors_of
 from mavil.engine.checkpoints.reading import put_back, replaced_name
@@ -49,7 +49,7 @@ def write_folder(
     try:
         entries = {name: _write_file(hidden / name, content) for name, content in files.items()}
         write_text(hidden / MANIFEST, json.dumps(sealed(description | {"files": entries}), indent=2) + "\n")
-        sync_folder(hidden)
+        sync(hidden)
         may_appear()
         _give_name(hidden, target)
     except BaseException:
@@ -137,7 +137,7 @@ def _give_name(hidden: Path, target: Path) -> None:
     if target.exists():
         os.rename(target, replaced)
     os.rename(hidden, target)
-    sync_folder(target.parent)
+    sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mavil.atomic_files import sha256_of
 from mavil.data.shards.clip_table import ClipTable, read_table, write_table
-from mavil.data.shards.index import ShardIndex, read_index, sha256_of, write_index
+from mavil.data.shards.index import ShardIndex, read_index, write_index
 from mavil.data.shards.verify import foreign_files, verify_shards
 from mavil.data.synthetic import make_synthetic_shards
 from mavil.structs import UserError

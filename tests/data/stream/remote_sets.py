@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mavil.atomic_files import sha256_of
 from mavil.data.shards.clip_table import CLIPS, LABELS, ClipTable, write_table
-from mavil.data.shards.index import ShardIndex, ShardInfo, sha256_of, write_index
+from mavil.data.shards.index import ShardIndex, ShardInfo, write_index
 from mavil.data.stream.attempts import RemoteOptions
 from mavil.data.stream.storage import Storage
 

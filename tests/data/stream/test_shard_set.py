@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mavil.atomic_files import sha256_of
 from mavil.data.shards.clip_table import CLIPS, LABELS
-from mavil.data.shards.index import INDEX, read_index, sha256_of, write_index
+from mavil.data.shards.index import INDEX, read_index, write_index
 from mavil.data.shards.statistics import STATISTICS
 from mavil.data.stream import attempts, remote
 from mavil.data.stream.attempts import RemoteOptions

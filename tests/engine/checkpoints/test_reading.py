@@ -298,7 +298,7 @@ def test_a_folder_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, mon
     def refuse(path: Path) -> str:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(checkpoint_folder, "_sha256", refuse)
+    monkeypatch.setattr(checkpoint_folder, "sha256_of", refuse)
     with pytest.raises(UserError, match=r"averaged.pt|model.pt cannot be read \(Permission denied\)"):
         newest_checkpoint(tmp_path)
     assert names_in(tmp_path) == ["step_00000001", "step_00000002"]
