@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import multiprocessing
 import os
@@ -214,6 +215,7 @@ def worker_context(package: str) -> BaseContext:
 if sys.platform != "win32":
     from multiprocessing import popen_forkserver, resource_tracker
     from multiprocessing.context import ForkServerContext, ForkServerProcess
+    from multiprocessing.sharedctypes import RawValue
 
     IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     """What asks the program to stop and is no business of its workers; see :mod:`mavil.engine.process.stopping`."""
@@ -258,5 +260,23 @@ if sys.platform != "win32":
             with _signals_held_back(), _without_working_folder():  # the first of them starts the fork server
                 return _Popen(process_obj)
 
+    class _Flag:
+        """As an Event that nobody waits for, without its lock: with a process killed while it looks, that would stay locked."""
+
+        def __init__(self) -> None:
+            self._is_set = RawValue(ctypes.c_bool, False)
+
+        def set(self) -> None:
+            """From now on :meth:`is_set` is true in every process."""
+            self._is_set.value = True
+
+        def is_set(self) -> bool:
+            """Whether a process has set it."""
+            return bool(self._is_set.value)
+
     class _WorkerContext(ForkServerContext):
         Process = _WorkerProcess
+
+        def Event(self) -> _Flag:  # type: ignore[override]  # noqa: N802 - multiprocessing's name
+            """The DataLoader's sign to its workers that it was closed."""
+            return _Flag()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Lock
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,13 @@ def _be_killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _be_killed_holding_locks() -> None:
+    """As a process killed in the moment in which it hands something over, or looks whether the loader was closed."""
+    for lock in [one for one in gc.get_objects() if isinstance(one, Lock)]:
+        lock.acquire(timeout=1)
+    _be_killed()
+
+
 def _work_for_ever() -> None:
     while True:
         pass
@@ -65,6 +74,7 @@ def _wait_for_ever() -> None:
 
 _FATES = {
     "killed": _be_killed,
+    "killed holding locks": _be_killed_holding_locks,
     "busy": _work_for_ever,
     "deaf": _hang_deaf,
     "stopped": _be_stopped,
@@ -93,10 +103,11 @@ def fragile(folder: Path, notes: Path, fate: str, times: int = 1, victim: str = 
 
 
 @pytest.mark.parametrize("victim", ["s1c2", "s0c1"])  # met by one worker and by the other
+@pytest.mark.parametrize("fate", ["killed", "killed holding locks"])
 def test_a_killed_worker_changes_no_batch(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, victim: str
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, fate: str, victim: str
 ) -> None:
-    loader = fragile(folder, tmp_path / "notes", "killed", victim=victim)
+    loader = fragile(folder, tmp_path / "notes", fate, victim=victim)
     assert_same(take(loader, 12), take(loader_of(folder, num_workers=2), 12))
     assert loader.skip_counts == {}
     assert "a loader worker was killed by SIGKILL (out of memory?); a new one goes on" in caplog.text
