@@ -22,7 +22,7 @@ from mavil.distributed.on_main import on_main
 from mavil.embedder.bulk import BulkEmbedder, Work, encoder_of, too_many
 from mavil.embedder.bulk_decoding import Wanted
 from mavil.embedder.bulk_inputs import AllClips
-from mavil.embedder.embedder import Embedder
+from mavil.embedder.model import LoadedModel
 from mavil.embedder.stored import COMPLETE
 from mavil.embedder.stored_files import FILE_FORMATS, FileFormat, check_installed
 from mavil.embedder.stored_parts import LEFT_OUT, PartWriter, Settings, state_of
@@ -93,7 +93,7 @@ def embed(
 
 
 def settings_for(
-    model: Embedder,
+    model: LoadedModel,
     clips: AllClips,
     inputs: list[str],
     mean: bool,
@@ -136,7 +136,9 @@ def settings_for(
     )
 
 
-def embed_into(out: Path, model: Embedder, clips: AllClips, settings: Settings, work: Work, console: Console) -> None:
+def embed_into(
+    out: Path, model: LoadedModel, clips: AllClips, settings: Settings, work: Work, console: Console
+) -> None:
     """Embed what is missing in a folder, and finish it; all ranks together, each a row of neighbouring parts.
 
     Raises:
@@ -166,7 +168,7 @@ def embed_into(out: Path, model: Embedder, clips: AllClips, settings: Settings, 
             _tell(console, out, about, num_new, time.monotonic() - began)
 
 
-def wanted_of(model: Embedder, settings: Settings) -> Wanted:
+def wanted_of(model: LoadedModel, settings: Settings) -> Wanted:
     """Which windows of a clip, as the model's own methods take them."""
     reader = model.reader()
     lengths = {m: reader.lengths[m] for m in settings.modalities}

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Column, Table
@@ -79,7 +80,7 @@ def search(
 
 def load_model(
     index: SearchIndex, model: str | None, checkpoint: str | None, device: str, allow_pickle: bool
-) -> Embedder:
+) -> Embedder[np.ndarray]:
     """The model that made an index, by default from where it was then; of ``model`` the newest checkpoint by default.
 
     Raises:

@@ -17,7 +17,7 @@ from mavil.data.sources.listing import Reject
 from mavil.embedder.bulk_decoding import Piece as Decoded
 from mavil.embedder.bulk_decoding import Place, Wanted, decoded
 from mavil.embedder.bulk_inputs import AllClips, Found
-from mavil.embedder.embedder import Embedder
+from mavil.embedder.model import LoadedModel
 from mavil.embedder.stored_files import Piece, Rows
 from mavil.embedder.stored_parts import PartWriter, Settings
 from mavil.embedder.windows import Span
@@ -189,7 +189,7 @@ def too_many(num_rejected: int, num_seen: int, max_skip_ratio: float, example: R
     )
 
 
-def encoder_of(model: Embedder) -> Encode:
+def encoder_of(model: LoadedModel) -> Encode:
     """What :class:`BulkEmbedder` asks of a model."""
 
     def encode(modality: Modality, arrays: Sequence[np.ndarray]) -> np.ndarray:

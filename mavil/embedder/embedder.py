@@ -2,51 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from itertools import islice
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Generic, Literal, overload
 
-import torch
-
-from mavil.config import Recipe
-from mavil.embedder.encoding import Halves, WindowEncoder
+from mavil.embedder.clips import ClipEncoder, Media
+from mavil.embedder.encoding import WindowEncoder
 from mavil.embedder.layers import Layers, LayerTokens, Of, tokens_of_clip
-from mavil.embedder.network import digest_of, widths_of
-from mavil.embedder.reading import OpenClip, Reader, is_media
-from mavil.embedder.results import Output, Row, in_form, means_of, windowed
-from mavil.embedder.windows import Span
+from mavil.embedder.model import LoadedModel
+from mavil.embedder.reading import Clip, Side
+from mavil.embedder.results import Output, in_form
+from mavil.embedder.windows import Array, Windowed
 from mavil.export.hub import HubMixin
 from mavil.export.parts import Exported
-from mavil.models.masked import MaskedLearner
-from mavil.structs import Modality, Sample, UserError
-
-WINDOWS_AT_ONCE = 8
-"""Decoded, and given to the model in one call: what bounds the memory of long clips and of lists."""
+from mavil.structs import Modality, UserError
 
 
-class Embedder(HubMixin):
+class Embedder(LoadedModel, HubMixin, Generic[Array]):
     """Embeds clips with one model; made by :func:`mavil.load`.
 
     A clip is cut into windows of what the model was trained on (``window_seconds``), one after the other from its beginning,
     the last one ending where the clip does; a shorter clip is filled up as in training. The embedding of a clip is the mean
     over its windows. What a clip becomes does not depend on what else is in a list.
 
+    What comes back is of the kind that :func:`mavil.load` was asked for, torch tensors on the CPU or numpy arrays.
+
     ``save_pretrained``, ``push_to_hub`` and ``from_pretrained`` write and read exported folders.
 
     Args:
         encoder: embeds windows.
-        output: what is given back unless a call says otherwise.
+        output: what is given back, ``torch`` or ``numpy``.
         exported: reads the model again for an export.
-
-    Attributes:
-        encoder: the network and its front ends; ``encoder.embed`` takes windows that somebody else decoded.
     """
 
     def __init__(
         self, encoder: WindowEncoder, output: Output = "torch", exported: Callable[[], Exported] | None = None
     ) -> None:
-        self.encoder = encoder
+        super().__init__(encoder)
         self._output: Output = output
         self._exported = exported
 
@@ -64,62 +55,47 @@ class Embedder(HubMixin):
         sides = [f"{m} {seconds:g} s to {self.width[m]} values" for m, seconds in self.window_seconds.items()]
         return f"Embedder({self.source!r}: {', '.join(sides)}, on {self.device})"
 
-    @property
-    def model(self) -> MaskedLearner:
-        """The network: encoders, fusion, projections."""
-        return self.encoder.model
+    @overload
+    def embed_audio(
+        self,
+        sound: Side | list[Any],
+        rate: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[False] = ...,
+        normalise: bool = ...,
+    ) -> Array: ...
 
-    @property
-    def recipe(self) -> Recipe:
-        """Of the model."""
-        return self.encoder.recipe
+    @overload
+    def embed_audio(
+        self,
+        sound: Side,
+        rate: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[True],
+        normalise: bool = ...,
+    ) -> Windowed[Array]: ...
 
-    @property
-    def source(self) -> str:
-        """What it was loaded from."""
-        return self.encoder.source
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes; everything comes back on the CPU."""
-        return self.encoder.device
-
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """What it takes: ``audio``, ``video`` or both."""
-        return self.encoder.modalities
-
-    @property
-    def width(self) -> dict[Modality, int]:
-        """Z of :meth:`embed_audio` and :meth:`embed_video`."""
-        return widths_of(self.model)
-
-    @property
-    def fused_width(self) -> int:
-        """Z of :meth:`embed`: the encoders' widths together."""
-        return sum(self.model.encoder(m).width for m in self.modalities)
-
-    @property
-    def window_seconds(self) -> dict[Modality, float]:
-        """How long one input of each modality is, s; windows of both together are as long as the longer one."""
-        return dict(Reader.of(self.recipe).lengths)
-
-    @cached_property
-    def weights_digest(self) -> str:
-        """SHA-256, 64 hexadecimal digits, of all weights by name and of the settings that an embedding depends on.
-
-        Embeddings can be compared if they come from models that agree in it.
-        """
-        return digest_of(self.model, self.recipe)
+    @overload
+    def embed_audio(
+        self,
+        sound: list[Any],
+        rate: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[True],
+        normalise: bool = ...,
+    ) -> list[Windowed[Array]]: ...
 
     def embed_audio(
         self,
-        sound: Any,
+        sound: Side | list[Any],
         rate: float | None = None,
+        *,
         hop_seconds: float | None = None,
         windows: bool = False,
         normalise: bool = True,
-        output: Output | None = None,
     ) -> Any:
         """The embedding of a sound: what retrieval compares. Digital silence is a sound and has one.
 
@@ -130,7 +106,6 @@ class Embedder(HubMixin):
             hop_seconds: from one window to the next; default: the length of a window.
             windows: one embedding per window instead of their mean.
             normalise: to length 1; without it what the model gives, or the mean of that over the windows.
-            output: ``torch`` or ``numpy``; default: as the model was loaded.
 
         Returns:
             ``[Z]`` float32, of a list ``[B, Z]``; with ``windows`` a :class:`~mavil.embedder.windows.Windowed`, of a list a list
@@ -139,16 +114,49 @@ class Embedder(HubMixin):
         Raises:
             UserError: the model takes no sound, a file has none or cannot be decoded, or samples that are none.
         """
-        return self._embed("audio", sound, rate, None, hop_seconds, windows, normalise, output)
+        return self._embed("audio", Media.of(sound, rate, None), hop_seconds, windows, normalise)
+
+    @overload
+    def embed_video(
+        self,
+        film: Side | list[Any],
+        frames_per_second: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[False] = ...,
+        normalise: bool = ...,
+    ) -> Array: ...
+
+    @overload
+    def embed_video(
+        self,
+        film: Side,
+        frames_per_second: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[True],
+        normalise: bool = ...,
+    ) -> Windowed[Array]: ...
+
+    @overload
+    def embed_video(
+        self,
+        film: list[Any],
+        frames_per_second: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[True],
+        normalise: bool = ...,
+    ) -> list[Windowed[Array]]: ...
 
     def embed_video(
         self,
-        film: Any,
+        film: Side | list[Any],
         frames_per_second: float | None = None,
+        *,
         hop_seconds: float | None = None,
         windows: bool = False,
         normalise: bool = True,
-        output: Output | None = None,
     ) -> Any:
         """The embedding of pictures; as :meth:`embed_audio`.
 
@@ -156,22 +164,58 @@ class Embedder(HubMixin):
             film: path or bytes of a media file; ``[T, H, Wd, 3]`` uint8 RGB at ``frames_per_second``; or a list of these. What is
                 shorter than a window is read again from its beginning, as in training.
             frames_per_second: Hz of frames that are given.
-            hop_seconds, windows, normalise, output: as in :meth:`embed_audio`.
+            hop_seconds, windows, normalise: as in :meth:`embed_audio`.
 
         Raises:
             UserError: the model takes no pictures, a file has none or cannot be decoded, or frames that are none.
         """
-        return self._embed("video", film, None, frames_per_second, hop_seconds, windows, normalise, output)
+        return self._embed("video", Media.of(film, None, frames_per_second), hop_seconds, windows, normalise)
+
+    @overload
+    def embed(
+        self,
+        clip: Clip | list[Any],
+        rate: float | None = ...,
+        frames_per_second: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[False] = ...,
+        normalise: bool = ...,
+    ) -> Array: ...
+
+    @overload
+    def embed(
+        self,
+        clip: Clip,
+        rate: float | None = ...,
+        frames_per_second: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[True],
+        normalise: bool = ...,
+    ) -> Windowed[Array]: ...
+
+    @overload
+    def embed(
+        self,
+        clip: list[Any],
+        rate: float | None = ...,
+        frames_per_second: float | None = ...,
+        *,
+        hop_seconds: float | None = ...,
+        windows: Literal[True],
+        normalise: bool = ...,
+    ) -> list[Windowed[Array]]: ...
 
     def embed(
         self,
-        clip: Any,
+        clip: Clip | list[Any],
         rate: float | None = None,
         frames_per_second: float | None = None,
+        *,
         hop_seconds: float | None = None,
         windows: bool = False,
         normalise: bool = True,
-        output: Output | None = None,
     ) -> Any:
         """The embedding of a clip from its sound and its pictures together.
 
@@ -184,7 +228,7 @@ class Embedder(HubMixin):
             clip: path or bytes of a media file; ``(sound, film)``, each as in :meth:`embed_audio` and :meth:`embed_video` or
                 ``None``; or a list of these.
             rate, frames_per_second: of what is given as samples and frames.
-            hop_seconds, windows, normalise, output: as in :meth:`embed_audio`.
+            hop_seconds, windows, normalise: as in :meth:`embed_audio`.
 
         Returns:
             As :meth:`embed_audio`, ``Z`` being ``fused_width``.
@@ -192,19 +236,19 @@ class Embedder(HubMixin):
         Raises:
             UserError: a clip has nothing that the model takes, or as :meth:`embed_audio` and :meth:`embed_video`.
         """
-        return self._embed(None, clip, rate, frames_per_second, hop_seconds, windows, normalise, output)
+        return self._embed(None, Media.of(clip, rate, frames_per_second), hop_seconds, windows, normalise)
 
     def tokens(
         self,
-        clip: Any,
+        clip: Clip | Side,
         modality: Modality,
         layers: Layers = "all",
         of: Of = "encoder",
         rate: float | None = None,
         frames_per_second: float | None = None,
+        *,
         hop_seconds: float | None = None,
-        output: Output | None = None,
-    ) -> LayerTokens:
+    ) -> LayerTokens[Array]:
         """The tokens of one clip's windows, layer by layer, and when they are.
 
         Args:
@@ -213,86 +257,25 @@ class Embedder(HubMixin):
             layers: ``all``; ``last``, the last one through the norm behind it; a number or several: what leaves that block as
                 it is, 0 is what enters the encoder's first.
             of: ``encoder``, or ``fusion``: after each of its blocks, having seen the other modality where the clip has it.
-            rate, frames_per_second, hop_seconds, output: as in :meth:`embed`.
+            rate, frames_per_second, hop_seconds: as in :meth:`embed`.
 
         Raises:
             UserError: no such modality, layer or fusion, more tokens than fit into memory, or as :meth:`embed`.
         """
         reader = self.reader(modality if of == "encoder" else None)
-        self._refuse_absent(modality)
-        opened = self._open(reader, clip, None, rate, frames_per_second)
-        return tokens_of_clip(self.encoder, opened, modality, layers, of, hop_seconds, output or self._output)
-
-    def reader(self, modality: Modality | None = None) -> Reader:
-        """What cuts clips into windows for this model, of one modality or of all; it can be sent to another process.
-
-        Raises:
-            UserError: the model does not take that modality.
-        """
-        if modality is None:
-            return Reader.of(self.recipe)
-        self._refuse_absent(modality)
-        return Reader.of(self.recipe, (modality,))
+        self.check_takes(modality)
+        (opened,) = Media([clip], rate, frames_per_second).opened(reader)
+        return in_form(tokens_of_clip(self.encoder, opened, modality, layers, of, hop_seconds), self._output)
 
     def _embed(
-        self,
-        modality: Modality | None,
-        clips: Any,
-        rate: float | None,
-        frames_per_second: float | None,
-        hop_seconds: float | None,
-        windows: bool,
-        normalise: bool,
-        output: Output | None,
+        self, modality: Modality | None, media: Media, hop_seconds: float | None, windows: bool, normalise: bool
     ) -> Any:
         """``modality`` by itself, or ``None``: all together."""
-        reader, is_list = self.reader(modality), isinstance(clips, list)
-        several = clips if is_list else [clips]
-        if not several:
-            raise UserError("an empty list: give at least one clip")
-        opened = (
-            self._open(reader, clip, number if is_list else None, rate, frames_per_second)
-            for number, clip in enumerate(several)
-        )
-        rows: list[list[Row]] = [[] for _ in several]
-        for number, span, halves in self._rows(opened, hop_seconds, joint=modality is None):
-            rows[number].append(Row(span, halves))
-        if modality is None:
-            widths = {m: self.model.encoder(m).width for m in self.modalities}
-        else:
-            widths = {modality: self.width[modality]}
-        form = output or self._output
+        reader, takes = self.reader(modality), self.modalities if modality is None else (modality,)
+        widths = {m: self.model.encoder(m).width if modality is None else self.width[m] for m in takes}
+        clips = ClipEncoder(self.encoder, widths, modality is None, hop_seconds, normalise)
         if windows:
-            results = [windowed(own, widths, normalise, form) for own in rows]
-            return results if is_list else results[0]
-        means = means_of(rows, widths, normalise)
-        return in_form(means if is_list else means[0], form)
-
-    def _rows(
-        self, opened: Iterator[OpenClip], hop_seconds: float | None, joint: bool
-    ) -> Iterator[tuple[int, Span, Halves]]:
-        """Every window of every clip, with the clip's number, in order; only a few are in memory."""
-
-        def windows() -> Iterator[tuple[int, Span, Sample]]:
-            for number, clip in enumerate(opened):
-                spans = clip.spans(hop_seconds)
-                for span, sample in zip(spans, clip.samples(spans), strict=True):
-                    yield number, span, sample
-
-        pending = windows()
-        while some := list(islice(pending, WINDOWS_AT_ONCE)):
-            embedded = self.encoder.embed([sample for _, _, sample in some], joint)
-            for (number, span, _), halves in zip(some, embedded, strict=True):
-                yield number, span, halves
-
-    def _open(
-        self, reader: Reader, clip: Any, number: int | None, rate: float | None, frames_per_second: float | None
-    ) -> OpenClip:
-        has_path = is_media(clip) and not isinstance(clip, bytes)
-        name = None if has_path else "the clip" if number is None else f"clip {number} of the list"
-        return reader.open(clip, name, rate, frames_per_second)
-
-    def _refuse_absent(self, modality: Modality) -> None:
-        if modality not in self.modalities:
-            thing = {"audio": "sound", "video": "pictures"}.get(modality, modality)
-            raise UserError(f"{self.source} takes {' and '.join(self.modalities)} only, no {thing}: load another model")
+            each = [in_form(own, self._output) for own in clips.windows(media, reader)]
+            return each if media.are_listed else each[0]
+        means = clips.means(media, reader)
+        return in_form(means if media.are_listed else means[0], self._output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Generic, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from mavil.config import AudioBranch, VideoBranch
 from mavil.embedder.encoding import WindowEncoder, has
 from mavil.embedder.network import fused
 from mavil.embedder.reading import OpenClip
-from mavil.embedder.results import Output, in_form
-from mavil.embedder.windows import Span
+from mavil.embedder.windows import Array, Span
 from mavil.engine.precision import autocast
 from mavil.export.network import FineTunedEncoders
 from mavil.features.timing import Timing
@@ -28,7 +27,7 @@ LARGEST_BYTES = 2**31
 
 
 @dataclass(frozen=True)
-class LayerTokens:
+class LayerTokens(Generic[Array]):
     """Tokens of a clip's windows; torch tensors or numpy arrays as the model was loaded for.
 
     Attributes:
@@ -41,12 +40,12 @@ class LayerTokens:
         grid: how the input is cut; ``grid.cells`` unflattens N.
     """
 
-    values: Any
-    cls: Any | None
+    values: Array
+    cls: Array | None
     layers: tuple[int, ...]
-    times: Any
-    starts: Any
-    ends: Any
+    times: Array
+    starts: Array
+    ends: Array
     grid: TokenGrid
 
 
@@ -57,9 +56,8 @@ def tokens_of_clip(
     layers: Layers,
     of: Of,
     hop_seconds: float | None,
-    form: Output,
-) -> LayerTokens:
-    """See :meth:`mavil.embedder.windows.Embedder.tokens`."""
+) -> LayerTokens[Tensor]:
+    """See :meth:`mavil.embedder.embedder.Embedder.tokens`."""
     chosen = _chosen(windows, modality, layers, of)
     if modality not in clip.modalities:
         raise UserError(f"{clip.name} has no {modality}: its tokens cannot be taken")
@@ -81,12 +79,12 @@ def tokens_of_clip(
     branch = windows.recipe.branch(modality)
     assert branch is not None
     return LayerTokens(
-        values=in_form(values[:, :, prefix:], form),
-        cls=in_form(values[:, :, 0], form) if prefix else None,
+        values=values[:, :, prefix:],
+        cls=values[:, :, 0] if prefix else None,
         layers=tuple(chosen),
-        times=in_form((begins[:, None] + _centres(branch)).float(), form),
-        starts=in_form(torch.tensor([span.start for span in used]), form),
-        ends=in_form(torch.tensor([span.end for span in used]), form),
+        times=(begins[:, None] + _centres(branch)).float(),
+        starts=torch.tensor([span.start for span in used]),
+        ends=torch.tensor([span.end for span in used]),
         grid=encoder.grid,
     )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast, overload
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from mavil.embedder.embedder import Embedder
 from mavil.embedder.encoding import WindowEncoder
@@ -22,6 +24,31 @@ PRECISIONS: dict[str, Precision] = {"float32": "fp32", "bf16": "bf16", "int8": "
 """And what everything but the linear layers computes in."""
 
 
+@overload
+def load(
+    source: str | Path,
+    checkpoint: str = ...,
+    device: str | torch.device = ...,
+    precision: str = ...,
+    allow_pickle: bool = ...,
+    output: Literal["torch"] = ...,
+    changes: Sequence[str] = ...,
+) -> Embedder[Tensor]: ...
+
+
+@overload
+def load(
+    source: str | Path,
+    checkpoint: str = ...,
+    device: str | torch.device = ...,
+    precision: str = ...,
+    allow_pickle: bool = ...,
+    *,
+    output: Literal["numpy"],
+    changes: Sequence[str] = ...,
+) -> Embedder[np.ndarray]: ...
+
+
 def load(
     source: str | Path,
     checkpoint: str = "newest",
@@ -30,7 +57,7 @@ def load(
     allow_pickle: bool = False,
     output: Output = "torch",
     changes: Sequence[str] = (),
-) -> Embedder:
+) -> Embedder[Any]:
     """A model that embeds clips.
 
     Args:
@@ -42,7 +69,7 @@ def load(
         precision: ``float32``; ``bf16``: matrix products in bfloat16, results still float32; or, on a CPU, ``int8``: see
             :func:`~mavil.embedder.int8.to_int8`.
         allow_pickle: read a public checkpoint file that holds objects beside tensors; nothing of them runs.
-        output: ``torch`` or ``numpy``.
+        output: what the model gives back: ``torch`` tensors or ``numpy`` arrays.
         changes: ``key.path=value`` for the recipe, e.g. what a public checkpoint does not tell, or ``audio.num_steps=512``.
 
     Raises:
@@ -60,7 +87,7 @@ def load(
     opened = open_model(source, checkpoint, changes, allow_pickle)
     model = build_network(opened.recipe, opened.parts, opened.source, opened.grids)
     encoder = WindowEncoder(model, opened.recipe, opened.source, chosen, PRECISIONS[precision])
-    embedder = Embedder(encoder, output, opened.exported)
+    embedder: Embedder[Any] = Embedder(encoder, output, opened.exported)
     if precision == "int8":
         _ = embedder.weights_digest  # of the weights as they are stored: quantised layers hold no such tensors
         encoder.model = to_int8(encoder.model)

@@ -18,7 +18,10 @@ from mavil.embedder.windows import Span, places_within, spans_of
 from mavil.structs import MODALITIES, SAMPLE_RATE, Modality, Sample, UserError
 
 _THING: dict[Modality, str] = {"audio": "sound", "video": "picture"}
-
+Side = str | os.PathLike[str] | bytes | Tensor | np.ndarray
+"""Path or bytes of a media file, or the samples or frames themselves."""
+Clip = str | os.PathLike[str] | bytes | tuple[Side | None, Side | None]
+"""Path or bytes of a media file, or (sound, film)."""
 
 Starts = Mapping[Modality, float]
 """Second of the clip at which each modality of a window begins."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -29,18 +30,26 @@ def means_of(clips: Sequence[Sequence[Row]], widths: Mapping[Modality, int], nor
     return normalize(means, dim=1) if normalise else means
 
 
-def windowed(rows: Sequence[Row], widths: Mapping[Modality, int], normalise: bool, form: Output) -> Windowed:
+def windowed(rows: Sequence[Row], widths: Mapping[Modality, int], normalise: bool) -> Windowed[Tensor]:
     """The windows of one clip."""
     values = torch.stack([_joined(row.halves, widths) for row in rows])
     values = normalize(values, dim=1) if normalise else values
     spans = torch.tensor([row.span for row in rows], dtype=torch.float32)
-    present = {m: in_form(torch.tensor([m in row.halves for row in rows]), form) for m in widths}
-    return Windowed(in_form(values, form), in_form(spans[:, 0], form), in_form(spans[:, 1], form), present)
+    present = {m: torch.tensor([m in row.halves for row in rows]) for m in widths}
+    return Windowed(values, spans[:, 0], spans[:, 1], present)
 
 
-def in_form(values: Tensor, form: Output) -> Any:
-    """A CPU tensor as it is, or as a numpy array."""
-    return values.numpy() if form == "numpy" else values
+def in_form(result: Any, form: Output) -> Any:
+    """A CPU tensor as it is, or as a numpy array; also those in a dataclass or in a mapping."""
+    if form == "torch":
+        return result
+    if isinstance(result, Tensor):
+        return result.numpy()
+    if isinstance(result, Mapping):
+        return {name: in_form(value, form) for name, value in result.items()}
+    if is_dataclass(result) and not isinstance(result, type):
+        return replace(result, **{one.name: in_form(getattr(result, one.name), form) for one in fields(result)})
+    return result
 
 
 def _joined(halves: Halves, widths: Mapping[Modality, int]) -> Tensor:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from torch import Tensor
 
 from mavil.structs import Modality, UserError
 
@@ -14,6 +17,9 @@ REST_SHARE = 0.05
 Encoders of sound and picture leave a file some hundredths of a second longer than what went in [our choice]."""
 MAX_WINDOWS = 100_000
 """Of one clip: a day in windows of 4 s has 21,600 [our choice]."""
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+"""What a model was loaded to give back."""
 
 
 class Span(NamedTuple):
@@ -24,7 +30,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Windowed:
+class Windowed(Generic[Array]):
     """The embeddings of one clip, window by window, in the order of time.
 
     Attributes:
@@ -34,10 +40,10 @@ class Windowed:
         present: ``[n]`` bool likewise, by modality: which of the windows have it.
     """
 
-    values: Any
-    starts: Any
-    ends: Any
-    present: Mapping[Modality, Any] = field(default_factory=dict)
+    values: Array
+    starts: Array
+    ends: Array
+    present: Mapping[Modality, Array] = field(default_factory=dict)
 
 
 def spans_of(duration_seconds: float, length_seconds: float, hop_seconds: float | None, name: str) -> list[Span]:

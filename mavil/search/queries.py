@@ -65,7 +65,9 @@ class Searcher:
         UserError: another model made the index.
     """
 
-    def __init__(self, index: SearchIndex, model: Embedder, decoder: QueryDecoder, most_seconds: float) -> None:
+    def __init__(
+        self, index: SearchIndex, model: Embedder[np.ndarray], decoder: QueryDecoder, most_seconds: float
+    ) -> None:
         index.check_model(model.source, model.weights_digest)
         self.index, self.model = index, model
         self._decoder, self.most_seconds = decoder, most_seconds
@@ -119,19 +121,16 @@ class Searcher:
         places = self.index.modalities if wanted == "any" else [wanted]
         with self._model_lock:
             windowed = self._embed(by, decoded)
-            values = np.asarray(windowed.values, dtype=np.float32)
-            times = np.asarray(windowed.starts).tolist(), np.asarray(windowed.ends).tolist()
-            found = [match for place in places for match in self.index.search(values, *times, place, top)]
-        return Answer(by, wanted, len(values), _ranked(found, top))
+            times = windowed.starts.tolist(), windowed.ends.tolist()
+            found = [match for place in places for match in self.index.search(windowed.values, *times, place, top)]
+        return Answer(by, wanted, len(windowed.values), _ranked(found, top))
 
-    def _embed(self, by: Modality, decoded: DecodedQuery) -> Windowed:
+    def _embed(self, by: Modality, decoded: DecodedQuery) -> Windowed[np.ndarray]:
         if by == "audio":
-            found = self.model.embed_audio(decoded.sound, SAMPLE_RATE, windows=True, output="numpy")
-        else:
-            rate = self._wanted([by]).frames_per_second
-            found = self.model.embed_video(decoded.frames, rate, windows=True, output="numpy")
-        assert isinstance(found, Windowed)
-        return found
+            assert decoded.sound is not None
+            return self.model.embed_audio(decoded.sound, SAMPLE_RATE, windows=True)
+        assert decoded.frames is not None
+        return self.model.embed_video(decoded.frames, self._wanted([by]).frames_per_second, windows=True)
 
 
 def other(modality: Modality) -> Modality:

@@ -21,7 +21,7 @@ from tests.support.stored_embeddings import searchable, write_embeddings
 def searcher() -> Iterator[Searcher]:
     made = searchable()
     with QueryDecoder() as decoder:
-        yield Searcher(SearchIndex(made.index), load(made.run, device="cpu"), decoder, 60.0)
+        yield Searcher(SearchIndex(made.index), load(made.run, device="cpu", output="numpy"), decoder, 60.0)
 
 
 def test_a_clip_of_the_index_finds_itself_by_what_it_is_compared_with(searcher: Searcher) -> None:
@@ -43,11 +43,11 @@ def test_scores_are_cosines_of_the_embeddings_of_the_file_itself(searcher: Searc
     held, decoded = searcher.index.embeddings, decode_query(str(file), WANTED)
     for answer in answered.answers:
         if answer.by == "audio":
-            windows = searcher.model.embed_audio(decoded.sound, 16000, windows=True, output="numpy")
-            of_path = searcher.model.embed_audio(file, windows=True, output="numpy")
+            windows = searcher.model.embed_audio(decoded.sound, 16000, windows=True)
+            of_path = searcher.model.embed_audio(file, windows=True)
         else:
-            windows = searcher.model.embed_video(decoded.frames, 4, windows=True, output="numpy")
-            of_path = searcher.model.embed_video(file, windows=True, output="numpy")
+            windows = searcher.model.embed_video(decoded.frames, 4, windows=True)
+            of_path = searcher.model.embed_video(file, windows=True)
         np.testing.assert_allclose(windows.values[:-1], of_path.values[:-1], atol=1e-4)
         scores = windows.values @ held.values[answer.find].T  # type: ignore[index]
         assert answer.windows == len(scores)

@@ -84,7 +84,7 @@ def searchable() -> Searchable:
             if content is not None and member.name.endswith(".mp4"):
                 (folder / "files" / member.name).write_bytes(content.read())
     files = sorted((folder / "files").iterdir())
-    model = load(run, device="cpu")
+    model = load(run, device="cpu", output="numpy")
     in_shard = [f"{shard}::{file.stem}" for file in files]
     return Searchable(
         run,
@@ -94,14 +94,16 @@ def searchable() -> Searchable:
     )
 
 
-def embed_files(folder: Path, model: Embedder, files: Sequence[Path], sources: Sequence[str] | None = None) -> Path:
+def embed_files(
+    folder: Path, model: Embedder[np.ndarray], files: Sequence[Path], sources: Sequence[str] | None = None
+) -> Path:
     """An index of both modalities of media files, which all have both, made with a model."""
     clips, starts, places = [], [], []
     values: dict[Modality, list[np.ndarray]] = {"audio": [], "video": []}
     for file, source in zip(files, sources or [str(f) for f in files], strict=True):
         own = {
-            "audio": model.embed_audio(file, windows=True, output="numpy"),
-            "video": model.embed_video(file, windows=True, output="numpy"),
+            "audio": model.embed_audio(file, windows=True),
+            "video": model.embed_video(file, windows=True),
         }
         for row in range(min(len(windowed.values) for windowed in own.values())):
             clips.append(file.stem)
