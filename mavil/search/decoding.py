@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
-from mavil.data.isolation import prepare_worker, worker_context
 from mavil.data.media import DecodeError, FrameWindow
 from mavil.data.media.containers import open_media, read_packets, start_of, video_stream
 from mavil.data.media.picture_track import read_frames, read_frames_of_all
 from mavil.data.media.sound_track import read_waveform
+from mavil.data.worker_processes import prepare_worker, worker_context
 from mavil.structs import SAMPLE_RATE, Modality, UserError
 
 TRACKS: dict[Modality, str] = {"audio": "sound", "video": "picture"}

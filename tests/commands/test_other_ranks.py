@@ -24,7 +24,7 @@ from tests.support.processes import (
     wait_until,
 )
 
-STEPS = 40
+STEPS = 20
 NOTICE_SECONDS = 60.0
 """So long after the death of a rank the others may take to end, on a busy machine too; they notice at once."""
 TRAINER = {

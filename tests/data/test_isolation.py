@@ -131,28 +131,6 @@ def test_no_worker_outlives_the_program(tmp_path: Path, ending: signal.Signals) 
     wait_for(lambda: not any(is_alive(worker) for worker in workers), seconds=20)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 cannot be told to leave the working folder out")
-def test_files_in_the_working_folder_are_no_modules_of_the_workers(tmp_path: Path) -> None:
-    here, program = tmp_path / "here", tmp_path / "there" / "program.py"
-    here.mkdir()
-    program.parent.mkdir()
-    for name in ("queue", "av", "signal"):
-        (here / f"{name}.py").write_text("raise SystemExit('a file of somebody else')")
-    program.write_text(
-        f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from mavil.data.isolation import map_isolated
-from mavil.data.sources.recordings import recording_of
-if __name__ == "__main__":
-    found = map_isolated(recording_of, ["a/b.wav"], workers=1, seconds_per_item=60, description="", show_progress=False)
-    print([outcome.value for outcome in found])
-"""
-    )
-    done = subprocess.run([sys.executable, str(program)], cwd=here, capture_output=True, text=True, timeout=120)
-    assert (done.stdout, done.stderr) == ("['b']\n", "")
-
-
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

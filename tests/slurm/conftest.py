@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,15 +141,22 @@ def rank_processes(job: str) -> dict[int, int]:
 
 
 @pytest.fixture(scope="session")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def sandbox() -> Iterator[Path]:
     """The folder of a running SLURM with two nodes of eight CPUs."""
     problem = missing()
     if problem is not None:
         pytest.skip(f"no private SLURM: {problem}")
-    folder = tmp_path_factory.mktemp("slurm")
-    start(Cluster(folder, NODES, 8, 0, False))
-    yield folder
-    stop(folder)
+    with short_folder() as folder:
+        start(Cluster(folder, NODES, 8, 0, False))
+        yield folder
+        stop(folder)
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """For a SLURM: pytest's own folders may be too deep for its sockets."""
+    with tempfile.TemporaryDirectory(prefix="slurm", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder).resolve()
 
 
 def own_environment(**variables: str) -> dict[str, str]:

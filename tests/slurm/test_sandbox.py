@@ -6,15 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import ROOT, own_environment, until
+from tests.slurm.conftest import ROOT, own_environment, short_folder, until
 from tools.slurm_sandbox import sandbox as sandbox_module
 from tools.slurm_sandbox.configuration import Cluster
 from tools.slurm_sandbox.processes import belonging_to, node_processes
-from tools.slurm_sandbox.sandbox import SandboxError, kill_node, missing, start, start_node, stop
+from tools.slurm_sandbox.sandbox import SandboxError, kill_node, longest_folder, missing, start, start_node, stop
 
 
 def ask(folder: Path, *command: str) -> str:
@@ -23,10 +24,11 @@ def ask(folder: Path, *command: str) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     """Of a sandbox that the test starts; a failing test leaves none running."""
-    yield tmp_path
-    stop(tmp_path)
+    with short_folder() as place:
+        yield place
+        stop(place)
 
 
 def test_a_second_one_beside_the_first_and_nothing_is_left_of_it(sandbox: Path, folder: Path) -> None:
@@ -48,17 +50,20 @@ def test_a_second_one_beside_the_first_and_nothing_is_left_of_it(sandbox: Path, 
     assert Path("/etc/hosts").read_text() == hosts
 
 
-def test_a_node_can_be_killed_and_comes_back(tmp_path: Path, sandbox: Path) -> None:
-    start(Cluster(tmp_path, 2, 1, 0, False))
+def test_a_node_can_be_killed_and_comes_back(sandbox: Path, folder: Path) -> None:
+    """In a folder whose path is as long as it may be."""
+    cluster = Cluster(folder, 2, 1, 0, False)
+    deep = folder / ("x" * (longest_folder(cluster.nodes) - len(f"{folder}/")))
+    start(replace(cluster, folder=deep))
     try:
-        ask(tmp_path, "sbatch", "-N2", "--output=/dev/null", "--wrap", "srun sleep 600")
-        until(lambda: len(list(node_processes(tmp_path.resolve(), "127.0.0.2"))) > 1, 20)  # its daemon, and now the job
-        assert kill_node(tmp_path, "127.0.0.2") >= 2
-        until(lambda: not list(node_processes(tmp_path.resolve(), "127.0.0.2")), 10)
-        assert list(belonging_to(tmp_path))
-        start_node(tmp_path, "127.0.0.2")
+        ask(deep, "sbatch", "-N2", "--output=/dev/null", "--wrap", "srun sleep 600")
+        until(lambda: len(list(node_processes(deep, "127.0.0.2"))) > 1, 20)  # its daemon, and now the job
+        assert kill_node(deep, "127.0.0.2") >= 2
+        until(lambda: not list(node_processes(deep, "127.0.0.2")), 10)
+        assert list(belonging_to(deep))
+        start_node(deep, "127.0.0.2")
     finally:
-        stop(tmp_path)
+        stop(deep)
 
 
 def test_this_shell_is_not_part_of_it(tmp_path: Path) -> None:
@@ -94,14 +99,11 @@ def test_the_command_line_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_with_accounting_sacct_answers(tmp_path: Path) -> None:
+def test_with_accounting_sacct_answers(folder: Path) -> None:
     problem = missing(has_accounting=True)
     if problem is not None:
         pytest.skip(f"no accounting: {problem}")
-    start(Cluster(tmp_path, 1, 2, 0, True))
-    try:
-        ask(tmp_path, "sbatch", "--wait", "--output=/dev/null", "--wrap", "true")
-        # What ends is handed on a little later.
-        until(lambda: "1|COMPLETED" in ask(tmp_path, "sacct", "-n", "-X", "-P", "-o", "JobID,State"), 30)
-    finally:
-        stop(tmp_path)
+    start(Cluster(folder, 1, 2, 0, True))
+    ask(folder, "sbatch", "--wait", "--output=/dev/null", "--wrap", "true")
+    # What ends is handed on a little later.
+    until(lambda: "1|COMPLETED" in ask(folder, "sacct", "-n", "-X", "-P", "-o", "JobID,State"), 30)

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,8 @@ from tools.slurm_sandbox.processes import end_all, node_processes
 PACKAGES = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge"}
 ACCOUNTING_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server-core"}
 START_SECONDS = 30.0
+LONGEST_SOCKET_PATH = 107
+"""Bytes, on Linux."""
 
 
 class SandboxError(Exception):
@@ -61,8 +63,10 @@ def start(cluster: Cluster) -> Path:
         raise SandboxError(problem)
     cluster = replace(cluster, folder=cluster.folder.resolve(), ports=_free_ports(cluster.num_ports))
     folder = cluster.folder
-    if len(str(folder)) > 80:
-        raise SandboxError(f"{folder}: the path is too long for a socket, take one of at most 80 characters")
+    if len(os.fsencode(folder)) > longest_folder(cluster.nodes):
+        raise SandboxError(
+            f"{folder}: the path is too long for a socket, take one of at most {longest_folder(cluster.nodes)} characters"
+        )
     end_all(folder)
     for name in ("state", "log", "db", *(f"spool.{node}" for node in cluster.nodes)):
         # What an earlier cluster knew about its nodes and jobs does not hold for this one.
@@ -81,6 +85,11 @@ def start(cluster: Cluster) -> Path:
         end_all(folder)
         raise
     return cluster.conf
+
+
+def longest_folder(nodes: Sequence[str]) -> int:
+    """Bytes of a sandbox's path: where a step's daemon cannot have its socket, no job ever runs, and nothing says why."""
+    return LONGEST_SOCKET_PATH - max(len(f"/spool.{node}/{node}_99999.4294967295") for node in nodes)
 
 
 def stop(folder: Path) -> int:

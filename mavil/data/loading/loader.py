@@ -8,7 +8,7 @@ over the next batch first, then all later ones, whatever clips were left out in 
 loader plays the part of worker ``(j + next) mod workers``. A worker process that dies is replaced in the same way, so its
 death changes no batch; a clip in whose decoding two have died is left out.
 
-How worker processes are started is told by :func:`mavil.data.isolation.worker_context`; torch gives each one thread.
+How worker processes are started is told by :func:`mavil.data.worker_processes.worker_context`; torch gives each one thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from mavil import distributed
-from mavil.data.isolation import prepare_worker, worker_context
 from mavil.data.loading.continuing import describe_place, go_on
 from mavil.data.loading.samples import ClipDecoder
 from mavil.data.loading.skips import SkipPolicy, SkipTally
@@ -35,6 +34,7 @@ from mavil.data.loading.workers import DESK_FIELDS, Deliveries, Delivery, Worker
 from mavil.data.stream.attempts import RemoteOptions
 from mavil.data.stream.shard_set import open_shards
 from mavil.data.stream.weights import Draws
+from mavil.data.worker_processes import prepare_worker, worker_context
 from mavil.structs import MODALITIES, Batch, UserError
 
 logger = logging.getLogger(__name__)

@@ -61,7 +61,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     during a long operation of torch is noted after it, and a wait for other ranks is not cut short.
 
     Loader workers are sent the same signals and must take no notice, or the step could not be finished
-    (:mod:`mavil.data.isolation`). Outside the main thread Python cannot handle signals, and nothing is requested.
+    (:mod:`mavil.data.worker_processes`). Outside the main thread Python cannot handle signals, and nothing is requested.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

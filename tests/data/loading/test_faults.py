@@ -47,7 +47,7 @@ def _be_killed() -> None:
 def _be_killed_holding_locks() -> None:
     """As a process killed in the moment in which it hands something over, or looks whether the loader was closed."""
     for lock in [one for one in gc.get_objects() if isinstance(one, Lock)]:
-        lock.acquire(timeout=1)
+        lock.acquire(block=False)
     _be_killed()
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mavil.data.isolation import worker_context
 from mavil.data.loading import stacks
 from mavil.data.loading.stacks import answer_with_stacks, stacks_of_workers
+from mavil.data.worker_processes import worker_context
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files in memory exist on Linux only")
 

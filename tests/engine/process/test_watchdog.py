@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mavil.data.isolation import worker_context
+from mavil.data.worker_processes import worker_context
 from mavil.engine.process import watchdog
 from mavil.engine.process.watchdog import EXIT_HUNG, Watchdog
 
