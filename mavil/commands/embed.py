@@ -19,9 +19,9 @@ import mavil
 from mavil import distributed
 from mavil.commands.retrieve import names_in
 from mavil.distributed.on_main import on_main
-from mavil.embedder.bulk import BulkEmbedder, Work, encoder_of, too_many
-from mavil.embedder.bulk_decoding import Wanted
+from mavil.embedder.bulk import BulkEmbedder, Work, encoder_of, encoder_together_of, too_many
 from mavil.embedder.bulk_inputs import AllClips
+from mavil.embedder.bulk_windows import Wanted
 from mavil.embedder.model import LoadedModel
 from mavil.embedder.stored import COMPLETE
 from mavil.embedder.stored_files import FILE_FORMATS, FileFormat, check_installed
@@ -52,6 +52,10 @@ def embed(
     modalities: Annotated[
         str | None, typer.Option(help="audio, video or audio,video; default: what the model has")
     ] = None,
+    fused: Annotated[
+        bool,
+        typer.Option("--fused/--no-fused", help="also one embedding of sound and picture together, as m.embed gives"),
+    ] = False,
     hop: Annotated[float | None, typer.Option(help="seconds from one window to the next; default: a window")] = None,
     file_format: Annotated[
         str, typer.Option("--format", help=f"of the files: {', '.join(FILE_FORMATS)}")
@@ -85,7 +89,7 @@ def embed(
             loaded = mavil.load(model, checkpoint, where, precision, allow_pickle)
             clips = AllClips(inputs)
             wanted = names_in(modalities)
-            settings = settings_for(loaded, clips, inputs, mean, wanted, hop, precision, chosen, checkpoint)
+            settings = settings_for(loaded, clips, inputs, mean, wanted, hop, precision, chosen, checkpoint, fused)
             work = Work(batch, workers, seconds_per_clip, max_skip_ratio)
             embed_into(Path(out), loaded, clips, settings, work, Console())
     except KeyboardInterrupt:
@@ -102,11 +106,12 @@ def settings_for(
     precision: str,
     file_format: FileFormat,
     checkpoint: str = "newest",
+    fused: bool = False,
 ) -> Settings:
     """What the rows will be.
 
     Raises:
-        UserError: a modality that the model does not take, a hop that is none, or no clips.
+        UserError: a modality that the model does not take, nothing to fuse, a hop that is none, or no clips.
     """
     unknown = [name for name in modalities if name not in model.modalities]
     if unknown:
@@ -118,6 +123,14 @@ def settings_for(
     if not len(clips):
         raise UserError(f"{', '.join(inputs)}: there is no clip in there")
     chosen = [m for m in model.modalities if not modalities or m in modalities]
+    if fused and len(model.modalities) == 1:
+        raise UserError(
+            f"--fused: {model.source} takes {chosen[0]} only, so there is nothing to fuse: leave --fused out"
+        )
+    if fused and len(chosen) == 1:
+        raise UserError(
+            f"--modalities {chosen[0]} --fused: what is fused is of {' and '.join(model.modalities)}: leave one option out"
+        )
     return Settings(
         # Whoever searches stands elsewhere perhaps.
         model=os.path.abspath(model.source) if os.path.exists(model.source) else model.source,
@@ -133,6 +146,7 @@ def settings_for(
         clips_listed=len(clips),
         clips_per_part=CLIPS_PER_PART,
         file_format=file_format,
+        fused={m: model.model.encoder(m).width for m in chosen} if fused else {},
     )
 
 
@@ -155,7 +169,8 @@ def embed_into(
         on_main(writer.begin)
         missing = on_main(writer.missing)
         own = np.array_split(np.array(missing, dtype=int), distributed.world_size())[distributed.rank()].tolist()
-        bulk = BulkEmbedder(clips, settings, wanted_of(model, settings), encoder_of(model), writer, work)
+        encoders = encoder_of(model), encoder_together_of(model)
+        bulk = BulkEmbedder(clips, settings, wanted_of(model, settings), encoders[0], writer, work, encoders[1])
         problem = _run(bulk, own, settings, console)
         told = distributed.gather_objects((problem, bulk.rejects()))
         problems = [text for text, _ in told if text is not None]
@@ -173,7 +188,7 @@ def wanted_of(model: LoadedModel, settings: Settings) -> Wanted:
     reader = model.reader()
     lengths = {m: reader.lengths[m] for m in settings.modalities}
     frame_window = reader.frame_window if "video" in lengths else None
-    return Wanted(lengths, frame_window, settings.hop_seconds, reader.backend)
+    return Wanted(lengths, frame_window, settings.hop_seconds, reader.backend, fused=bool(settings.fused))
 
 
 def _run(bulk: BulkEmbedder, own: list[int], settings: Settings, console: Console) -> str | None:

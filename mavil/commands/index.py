@@ -15,7 +15,7 @@ from mavil.embedder.stored import read_embeddings
 from mavil.evaluation.nearest import nearest
 from mavil.search import faiss_files
 from mavil.search.faiss_files import Kind
-from mavil.structs import Modality, UserError
+from mavil.structs import MODALITIES, Modality, UserError
 
 MOST_PROBES = 200
 """Rows of the index, spread evenly, whose neighbours are compared with those of exact search."""
@@ -36,8 +36,8 @@ def index(
     faiss_files.load_faiss()
     console = Console()
     built: dict[Modality, Any] = {}
-    for modality, present in embeddings.present.items():
-        rows = np.flatnonzero(present)
+    for modality in MODALITIES:  # what is fused is no query, and not searched
+        rows = np.flatnonzero(embeddings.present.get(modality, ()))
         if not len(rows):
             continue
         begin = time.monotonic()

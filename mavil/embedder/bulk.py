@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
 
 from mavil.data.loading.skips import DEVIATIONS, FEWEST_SKIPS
 from mavil.data.sources.listing import Reject
 from mavil.embedder.bulk_decoding import Piece as Decoded
-from mavil.embedder.bulk_decoding import Place, Wanted, decoded
+from mavil.embedder.bulk_decoding import decoded
 from mavil.embedder.bulk_inputs import AllClips, Found
+from mavil.embedder.bulk_rows import EmbeddedClip, Row, row_of_clip, rows_of_windows, stacked
+from mavil.embedder.bulk_windows import Pair, Place, Wanted
+from mavil.embedder.encoding import Halves
 from mavil.embedder.model import LoadedModel
-from mavil.embedder.stored_files import Piece, Rows
 from mavil.embedder.stored_parts import PartWriter, Settings
 from mavil.embedder.windows import Span
 from mavil.structs import Modality, Sample, UserError
 
 Encode = Callable[[Modality, Sequence[np.ndarray]], np.ndarray]
 """Waveforms ``[L]`` or films ``[T, 3, H, Wd]`` to embeddings ``[n, Z]`` float32 before normalising."""
+EncodeTogether = Callable[[Sequence[Sample]], list[Halves]]
+"""Windows of both modalities to the halves of their fused embeddings, before normalising."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,6 @@ class Work:
     max_skip_ratio: float = 0.05
 
 
-@dataclass
-class _Clip:
-    """A clip of which some windows are still to come, or to be embedded."""
-
-    found: Found
-    num_windows: int
-    offset_seconds: float
-    seconds: dict[Modality, float]
-    vectors: dict[Place, np.ndarray] = field(default_factory=dict)
-
-    def is_complete(self) -> bool:
-        return len(self.vectors) == self.num_windows
-
-
 class BulkEmbedder:
     """Embeds parts of the inputs and commits each when it is complete.
 
@@ -68,6 +57,7 @@ class BulkEmbedder:
         encode: the model.
         writer: where the parts go.
         work: how.
+        encode_together: the model too; needed where ``settings`` ask for fused embeddings.
     """
 
     def __init__(
@@ -78,12 +68,14 @@ class BulkEmbedder:
         encode: Encode,
         writer: PartWriter,
         work: Work,
+        encode_together: EncodeTogether | None = None,
     ) -> None:
         self._clips, self._settings, self._wanted, self._work = clips, settings, wanted, work
-        self._encode, self._writer = encode, writer
-        self._open: dict[int, _Clip] = {}
-        self._done: dict[int, dict[int, _Clip | Reject]] = defaultdict(dict)  # by part, by clip
+        self._encode, self._encode_together, self._writer = encode, encode_together, writer
+        self._open: dict[int, EmbeddedClip] = {}
+        self._done: dict[int, dict[int, EmbeddedClip | Reject]] = defaultdict(dict)  # by part, by clip
         self._queues: dict[Modality, list[tuple[int, Place, np.ndarray]]] = {m: [] for m in settings.modalities}
+        self._pairs: list[tuple[int, Span, Pair]] = []
         self._num_seen = self._num_rejected = 0
 
     def run(self, numbers: Sequence[int]) -> Iterator[int]:
@@ -100,6 +92,7 @@ class BulkEmbedder:
                 yield self._num_seen - len(self._open)
             for modality in self._queues:
                 self._encode_queue(modality)
+            self._encode_pairs()
             yield self._num_seen
         finally:
             pieces.close()  # type: ignore[attr-defined]
@@ -126,12 +119,16 @@ class BulkEmbedder:
         if number not in self._open:
             assert piece.seconds is not None
             self._num_seen += 1
-            self._open[number] = _Clip(piece.found, piece.num_windows, piece.offset_seconds, piece.seconds)
+            self._open[number] = EmbeddedClip(piece.found, piece.num_windows, piece.offset_seconds, piece.seconds)
         for place, array in zip(piece.places, piece.arrays, strict=True):
             queue = self._queues[place.modality]
             queue.append((number, place, array))
             if len(queue) == self._work.batch:
                 self._encode_queue(place.modality)
+        for span, pair in zip(piece.spans, piece.pairs, strict=True):
+            self._pairs.append((number, span, pair))
+            if len(self._pairs) == self._work.batch:
+                self._encode_pairs()
 
     def _encode_queue(self, modality: Modality) -> None:
         waiting = [entry for entry in self._queues[modality] if entry[0] in self._open]
@@ -140,30 +137,36 @@ class BulkEmbedder:
             return
         vectors = self._encode(modality, [array for _, _, array in waiting])
         for (number, place, _), vector in zip(waiting, vectors, strict=True):
-            clip = self._open[number]
-            clip.vectors[place] = vector
-            if clip.is_complete():
-                self._close(number, self._open.pop(number))
+            self._open[number].vectors[place] = vector
+            self._close_if_complete(number)
 
-    def _close(self, number: int, clip: _Clip | Reject) -> None:
+    def _encode_pairs(self) -> None:
+        waiting = [entry for entry in self._pairs if entry[0] in self._open]
+        self._pairs = []
+        if not waiting:
+            return
+        assert self._encode_together is not None
+        embedded = self._encode_together([_sample(*pair) for _, _, pair in waiting])
+        for (number, span, _), halves in zip(waiting, embedded, strict=True):
+            self._open[number].halves[span] = halves
+            self._close_if_complete(number)
+
+    def _close_if_complete(self, number: int) -> None:
+        if self._open[number].is_complete():
+            self._close(number, self._open.pop(number))
+
+    def _close(self, number: int, clip: EmbeddedClip | Reject) -> None:
         part = number // self._settings.clips_per_part
         self._done[part][number] = clip
         if len(self._done[part]) == self._settings.clips_in(part):
             in_order = [clip for _, clip in sorted(self._done.pop(part).items())]
-            rows = [row for clip in in_order if isinstance(clip, _Clip) for row in self._rows(clip)]
+            rows = [row for clip in in_order if isinstance(clip, EmbeddedClip) for row in self._rows(clip)]
             rejects = [clip for clip in in_order if isinstance(clip, Reject)]
-            self._writer.write(part, _stacked(rows, self._settings.modalities), rejects)
+            self._writer.write(part, stacked(rows, self._settings.widths), rejects)
 
-    def _rows(self, clip: _Clip) -> Iterator[_Row]:
-        windows = sorted(clip.vectors.items(), key=lambda window: (window[0].span, window[0].modality))
-        if self._settings.rows == "clips":
-            by_modality = {m: [vector for place, vector in windows if place.modality == m] for m in clip.seconds}
-            # As the embedder does: the mean of what the model gives, normalised afterwards.
-            vectors = {m: np.stack(own).astype(np.float64).mean(axis=0) for m, own in by_modality.items()}
-            yield _Row(clip, Span(0.0, max(clip.seconds.values())), vectors)
-            return
-        for span, same in groupby(windows, key=lambda window: window[0].span):
-            yield _Row(clip, span, {place.modality: vector for place, vector in same})
+    def _rows(self, clip: EmbeddedClip) -> Iterable[Row]:
+        halves = self._settings.fused
+        return [row_of_clip(clip, halves)] if self._settings.rows == "clips" else rows_of_windows(clip, halves)
 
     def _check_rejected(self, latest: Reject) -> None:
         """As in training: beyond chance while it goes on, exactly at the end."""
@@ -171,13 +174,6 @@ class BulkEmbedder:
         allowed = share * self._num_seen + DEVIATIONS * math.sqrt(share * (1 - share) * self._num_seen)
         if self._num_rejected > max(allowed, FEWEST_SKIPS - 1 if share else 0):
             raise too_many(self._num_rejected, self._num_seen, share, latest)
-
-
-@dataclass(frozen=True)
-class _Row:
-    clip: _Clip
-    span: Span
-    vectors: dict[Modality, np.ndarray]
 
 
 def too_many(num_rejected: int, num_seen: int, max_skip_ratio: float, example: Reject) -> UserError:
@@ -193,12 +189,20 @@ def encoder_of(model: LoadedModel) -> Encode:
     """What :class:`BulkEmbedder` asks of a model."""
 
     def encode(modality: Modality, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        tensors = [torch.from_numpy(array) for array in arrays]
-        is_sound = modality == "audio"
-        samples = [Sample("", 0, t if is_sound else None, None if is_sound else t) for t in tensors]
+        samples = [_sample(array, None) if modality == "audio" else _sample(None, array) for array in arrays]
         return torch.stack([halves[modality] for halves in model.encoder.embed(samples)]).numpy()
 
     return encode
+
+
+def encoder_together_of(model: LoadedModel) -> EncodeTogether:
+    """What :class:`BulkEmbedder` asks of a model for fused embeddings."""
+    return partial(model.encoder.embed, joint=True)
+
+
+def _sample(sound: np.ndarray | None, frames: np.ndarray | None) -> Sample:
+    waveform, images = (None if array is None else torch.from_numpy(array) for array in (sound, frames))
+    return Sample("", 0, waveform, images)
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -207,17 +211,3 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     starts = [n for i, n in enumerate(ordered) if i == 0 or ordered[i - 1] != n - 1]
     ends = [n for i, n in enumerate(ordered) if i == len(ordered) - 1 or ordered[i + 1] != n + 1]
     return zip(starts, ends, strict=True)
-
-
-def _stacked(rows: Sequence[_Row], widths: dict[Modality, int]) -> Piece:
-    values = {m: np.zeros((len(rows), width), np.float32) for m, width in widths.items()}
-    present = {m: np.array([m in row.vectors for row in rows], dtype=bool) for m in widths}
-    for number, row in enumerate(rows):
-        for modality, vector in row.vectors.items():
-            values[modality][number] = vector
-    for modality, matrix in values.items():
-        values[modality] = normalize(torch.from_numpy(matrix), dim=1).numpy()
-    starts = np.array([row.clip.offset_seconds + row.span.start for row in rows], np.float32)
-    ends = np.array([row.clip.offset_seconds + row.span.end for row in rows], np.float32)
-    found = [row.clip.found for row in rows]
-    return Piece(Rows([f.key for f in found], [f.source for f in found], starts, ends, present), values)

@@ -1,7 +1,8 @@
 """Many clips to the windows that a model looks at, decoded in worker processes that may hang or die.
 
-A clip with more than :data:`MOST_WINDOWS` windows comes in pieces: its first look brings the first of them and the plan of the
-rest, which is handed out behind the clips that are already at work. So memory is bounded however long a film is.
+A clip with more windows than :data:`~mavil.embedder.bulk_windows.MOST_WINDOWS` comes in pieces: its first look brings the first
+of them and the plan of the rest, which is handed out behind the clips that are already at work. So memory is bounded however long
+a film is.
 """
 
 from __future__ import annotations
@@ -10,49 +11,23 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 
 import numpy as np
 
 from mavil.data.deadline import HARD_LIMIT_FACTOR, TimeLimitExceeded, time_limit
 from mavil.data.isolation import map_isolated
-from mavil.data.media import Cause, DecodeError, FrameWindow, SoundWindow, decode_clip, probe
+from mavil.data.media import DecodeError
 from mavil.data.shards.screening import FAILURES
 from mavil.data.sources.listing import Reject
 from mavil.embedder.bulk_inputs import Found, media_of
-from mavil.embedder.windows import Span, spans_of
-from mavil.structs import MODALITIES, Modality, UserError
+from mavil.embedder.bulk_windows import Pair, Place, Wanted, Windows, decode_windows, windows_of
+from mavil.embedder.windows import Span
+from mavil.structs import Modality
 
-MOST_WINDOWS = 8
-"""Decoded at once; of MAViL's inputs (10 s of sound, 8 frames of 256 x 340) they take about 20 MB."""
 LOOK_AHEAD_PER_WORKER = 4
 """Clips handed out beyond the first unfinished one, per worker; a decoded clip is large."""
-_THING: dict[Modality, str] = {"audio": "sound", "video": "picture"}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What of a clip is looked at.
-
-    Attributes:
-        lengths: s of one input of each modality.
-        frame_window: which frames one input of the picture has.
-        hop_seconds: from one window to the next; ``None``: the window's length.
-        backend: media decoder.
-    """
-
-    lengths: dict[Modality, float]
-    frame_window: FrameWindow | None
-    hop_seconds: float | None = None
-    backend: str = "pyav"
-
-
-@dataclass(frozen=True)
-class Place:
-    """One window of one modality, s from the beginning of what is decoded."""
-
-    modality: Modality
-    span: Span
+Task = tuple[int, Found, Windows | None]
+"""A clip's number, the clip, and which of its windows; ``None``: that must be found out first."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +37,11 @@ class Piece:
     Attributes:
         number: of the clip among all.
         found: the clip.
-        places: of the windows of this piece.
+        places: of the windows of one modality of this piece.
         arrays: what they hold: ``[L]`` float32 at 16 kHz, or ``[T, 3, H, Wd]`` uint8.
-        num_windows: of the whole clip.
+        spans: of the windows of both modalities of this piece.
+        pairs: what they hold.
+        num_windows: of the whole clip, of both kinds.
         rest: windows that are not decoded yet; empty but in the first piece.
         offset_seconds: where in the file what is decoded begins.
         seconds: length of each modality that the clip has.
@@ -75,8 +52,10 @@ class Piece:
     found: Found
     places: tuple[Place, ...] = ()
     arrays: tuple[np.ndarray, ...] = ()
+    spans: tuple[Span, ...] = ()
+    pairs: tuple[Pair, ...] = ()
     num_windows: int = 0
-    rest: tuple[Place, ...] = ()
+    rest: tuple[Windows, ...] = ()
     offset_seconds: float = 0.0
     seconds: dict[Modality, float] | None = None
     reject: Reject | None = None
@@ -96,14 +75,14 @@ def decoded(
     Raises:
         UserError: the decoder is not installed, or the shards can no longer be reached.
     """
-    waiting: deque[tuple[int, Found, tuple[Place, ...]]] = deque()
+    waiting: deque[Task] = deque()
     remaining = iter(clips)
 
-    def tasks() -> Iterator[tuple[int, Found, tuple[Place, ...]]]:
+    def tasks() -> Iterator[Task]:
         for number, found in remaining:
             while waiting:
                 yield waiting.popleft()
-            yield number, found, ()
+            yield number, found, None
         while waiting:
             yield waiting.popleft()
 
@@ -128,18 +107,17 @@ def decoded(
                 continue  # another piece of the clip told why
             if piece.reject is not None:
                 failed.add(number)
-            for first in range(0, len(piece.rest), MOST_WINDOWS):
-                waiting.append((number, found, piece.rest[first : first + MOST_WINDOWS]))
+            waiting.extend((number, found, windows) for windows in piece.rest)
             yield piece
 
 
-def decode_piece(task: tuple[int, Found, tuple[Place, ...]], wanted: Wanted, seconds: float) -> Piece:
+def decode_piece(task: Task, wanted: Wanted, seconds: float) -> Piece:
     """The first windows of a clip, or those of ``task``; in a worker process.
 
     Raises:
         UserError: the decoder is not installed.
     """
-    number, found, places = task
+    number, found, windows = task
     if found.reject is not None:
         return Piece(number, found, reject=found.reject)
     try:
@@ -147,57 +125,16 @@ def decode_piece(task: tuple[int, Found, tuple[Place, ...]], wanted: Wanted, sec
             media, offset = media_of(found)
             # What comes back needs no media any more.
             piece = Piece(number, replace(found, media=b"", clip=None), offset_seconds=offset)
-            if not places:
-                piece = _looked_at(piece, media, wanted)
-                places = piece.places
-            return replace(piece, places=places, arrays=tuple(_decode(media, places, wanted)))
+            if windows is None:
+                windows, *rest = all_windows = windows_of(media, found.source, wanted)
+                num_windows = sum(len(some.places) + len(some.spans) for some in all_windows)
+                piece = replace(piece, num_windows=num_windows, rest=tuple(rest), seconds=windows.seconds)
+            arrays, pairs = decode_windows(media, found.source, windows, wanted)
+            return replace(piece, places=windows.places, arrays=tuple(arrays), spans=windows.spans, pairs=tuple(pairs))
     except DecodeError as error:
         return _rejected(number, found, error.cause, error.detail)
     except TimeLimitExceeded:
         return _rejected(number, found, "timeout", FAILURES["timeout"])
-
-
-def _looked_at(piece: Piece, media: str | bytes, wanted: Wanted) -> Piece:
-    """Lengths, and the places of the first windows and of the rest."""
-    tracks = probe(media).track_seconds
-    seconds = {m: tracks[m] for m in MODALITIES if m in wanted.lengths and m in tracks}
-    if not seconds:
-        lacking = [m for m in MODALITIES if m in wanted.lengths]
-        cause: Cause = "empty" if len(lacking) > 1 else ("no_audio" if lacking == ["audio"] else "no_video")
-        raise DecodeError(cause, f"it has no {' and no '.join(_THING[m] for m in lacking)}")
-    try:
-        places = [
-            Place(m, span)
-            for m, length in seconds.items()
-            for span in spans_of(length, wanted.lengths[m], wanted.hop_seconds, piece.found.source)
-        ]
-    except UserError as error:
-        raise DecodeError("too_large", str(error)) from None
-    places.sort(key=lambda place: (place.span, place.modality))
-    return replace(
-        piece,
-        places=tuple(places[:MOST_WINDOWS]),
-        rest=tuple(places[MOST_WINDOWS:]),
-        num_windows=len(places),
-        seconds=seconds,
-    )
-
-
-def _decode(media: str | bytes, places: tuple[Place, ...], wanted: Wanted) -> list[np.ndarray]:
-    """One array per place. Sound and picture are taken together where there are both, to open the file half as often."""
-    numbers: dict[Modality, list[int]] = {m: [i for i, p in enumerate(places) if p.modality == m] for m in MODALITIES}
-    arrays: dict[int, np.ndarray] = {}
-    for heard, seen in zip_longest(numbers["audio"], numbers["video"]):
-        sound = None if heard is None else SoundWindow(places[heard].span.start, wanted.lengths["audio"])
-        frames = None if seen is None else wanted.frame_window
-        frames_start = 0.0 if seen is None else places[seen].span.start
-        waveform, images = decode_clip(media, sound, frames, frames_start, wanted.backend)
-        # As arrays: between processes tensors would travel as shared memory, and files stay open for each of them.
-        if waveform is not None:
-            arrays[heard] = waveform.numpy()
-        if images is not None:
-            arrays[seen] = images.numpy()
-    return [arrays[i] for i in range(len(places))]
 
 
 def _rejected(number: int, found: Found, cause: str, detail: str) -> Piece:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from mavil.config import Recipe, VideoBranch
-from mavil.data.media import DecodeError, FrameWindow, MediaInfo, SoundWindow, decode_clip, probe
+from mavil.data.media import DecodeError, FrameWindow, SoundWindow, decode_clip, probe
 from mavil.embedder.arrays import film_frames, frames_at, mono_sound
 from mavil.embedder.windows import Span, places_within, spans_of
 from mavil.structs import MODALITIES, SAMPLE_RATE, Modality, Sample, UserError
@@ -22,7 +22,6 @@ Side = str | os.PathLike[str] | bytes | Tensor | np.ndarray
 """Path or bytes of a media file, or the samples or frames themselves."""
 Clip = str | os.PathLike[str] | bytes | tuple[Side | None, Side | None]
 """Path or bytes of a media file, or (sound, film)."""
-
 Starts = Mapping[Modality, float]
 """Second of the clip at which each modality of a window begins."""
 Taken = tuple[Tensor | None, Tensor | None]
@@ -92,9 +91,13 @@ class Reader:
             raise UserError(f"{name} has no {wanted}: leave it out, or give a clip that has")
         return OpenClip(self, name, tracks)
 
+    def known(self, media: str | bytes, name: str, seconds: Mapping[Modality, float]) -> OpenClip:
+        """A media file of which it is known where each track ends that is wanted, so that nothing is read of it now."""
+        return OpenClip(self, name, _FileTracks(self, media, seconds))
+
     def _tracks(self, clip: Any, name: str, rate: float | None, frames_per_second: float | None) -> _Tracks:
         if is_media(clip):
-            return _FileTracks(self, clip if isinstance(clip, bytes) else os.fspath(clip), name)
+            return self._file(clip, name)
         if isinstance(clip, tuple):
             if len(clip) != 2 or all(side is None for side in clip):
                 raise UserError(f"{name}: a tuple of {len(clip)}: give (sound, film), at most one of them None")
@@ -114,12 +117,19 @@ class Reader:
         (modality,) = self.lengths
         return self._side(modality, clip, name, rate, frames_per_second)
 
+    def _file(self, clip: Any, name: str) -> _Tracks:
+        media = os.fspath(clip)
+        try:
+            tracks = probe(media).track_seconds
+        except DecodeError as error:
+            raise UserError(f"{name}: {_told(error, name)}") from None
+        return _FileTracks(self, media, {m: tracks[m] for m in self.lengths if m in tracks})
+
     def _side(
         self, modality: Modality, side: Any, name: str, rate: float | None, frames_per_second: float | None
     ) -> _Tracks:
         if is_media(side):
-            alone = Reader({modality: self.lengths[modality]}, self.frame_window, self.backend)
-            return _FileTracks(alone, side if isinstance(side, bytes) else os.fspath(side), name)
+            return Reader({modality: self.lengths[modality]}, self.frame_window, self.backend)._file(side, name)
         if modality == "audio":
             return _Waveform(mono_sound(side, rate, name), self.lengths["audio"])
         assert self.frame_window is not None
@@ -168,11 +178,14 @@ class OpenClip:
         for first in range(0, len(spans), TAKEN_AT_ONCE):
             some = spans[first : first + TAKEN_AT_ONCE]
             try:
-                taken = self.tracks.take([self._starts(span) for span in some])
+                taken = self.take(some)
             except DecodeError as error:
                 raise UserError(f"{self.name}: from {some[0].start:g} s on: {_told(error, self.name)}") from None
-            for waveform, frames in taken:
-                yield Sample(self.name, 0, waveform, frames)
+            yield from (Sample(self.name, 0, *window) for window in taken)
+
+    def take(self, spans: Sequence[Span]) -> list[Taken]:
+        """Windows, decoded together: what :meth:`samples` gives of them, but what is wrong with a file is a DecodeError."""
+        return self.tracks.take([self._starts(span) for span in spans])
 
     def _starts(self, span: Span) -> Starts:
         """Where what is there begins."""
@@ -180,20 +193,13 @@ class OpenClip:
         if "audio" in starts and starts["audio"] >= self.tracks.seconds["audio"]:
             del starts["audio"]
         if not starts:
-            raise UserError(f"{self.name} has no sound from {span.start:g} s on, it ends there: leave it out")
+            raise DecodeError("too_short", "it has no sound there")
         return starts
 
 
 class _FileTracks:
-    def __init__(self, reader: Reader, media: bytes | str, name: str) -> None:
-        self._reader, self._media = reader, media
-        try:
-            self.info: MediaInfo = probe(media)
-        except DecodeError as error:
-            raise UserError(f"{name}: {_told(error, name)}") from None
-        self.seconds: dict[Modality, float] = {
-            m: self.info.track_seconds[m] for m in reader.lengths if m in self.info.track_seconds
-        }
+    def __init__(self, reader: Reader, media: bytes | str, seconds: Mapping[Modality, float]) -> None:
+        self._reader, self._media, self.seconds = reader, media, seconds
 
     def take(self, windows: Sequence[Starts]) -> list[Taken]:
         if len(windows) == 1:
@@ -226,9 +232,8 @@ class _FileTracks:
         seconds = starts[-1] - begin + length
         if seconds > 1.5 * len(starts) * length:
             return [self._together({"audio": start})[0] for start in starts]
-        whole, _ = (
-            self._together({"audio": begin}) if len(starts) == 1 else self._decode(SoundWindow(begin, seconds), None)
-        )
+        is_alone = len(starts) == 1
+        whole, _ = self._together({"audio": begin}) if is_alone else self._decode(SoundWindow(begin, seconds), None)
         assert whole is not None
         return list(pieces_of(whole, [start - begin for start in starts], length))
 
@@ -256,7 +261,7 @@ class _Film:
         return [(None, self._frames(starts["video"]) if "video" in starts else None) for starts in windows]
 
     def _frames(self, start: float) -> Tensor:
-        times: np.ndarray = self._window.times(start, self.seconds["video"])
+        times = self._window.times(start, self.seconds["video"])
         return frames_at(self._film, self._rate, times, self._window.short_side)
 
 

@@ -4,16 +4,20 @@
 
     OUT/
         about.json              the model, the windows, the inputs, counts, size and SHA-256 of the files below
-        rows.csv                key, source, start, end and one column per modality (1: the row has it), a line per row
-        embeddings.safetensors  "audio" [n, Z] and "video" [n, Z] float32, a row per line of rows.csv, in its order
+        rows.csv                key, source, start, end, audio, video and perhaps fused (1: the row has it), a line per row
+        embeddings.safetensors  "audio", "video" and perhaps "fused", [n, Z] float32, a row per line of rows.csv, in its order
         left_out.csv            clips that could not be used, with the reason; only its header if there are none
         parts/                  only until all is there: finished parts of the work, see mavil/embedder/stored_parts.py
 
-With ``--format npy`` there are ``audio.npy`` and ``video.npy`` in place of ``embeddings.safetensors``; with ``--format
-parquet`` one ``embeddings.parquet`` holds the rows and the embeddings (a missing modality is null) and there is no
+With ``--format npy`` there are ``audio.npy``, ``video.npy`` and perhaps ``fused.npy`` in place of ``embeddings.safetensors``;
+with ``--format parquet`` one ``embeddings.parquet`` holds the rows and the embeddings (what a row lacks is null) and there is no
 ``rows.csv``. ``about.json`` is written last: a folder whose ``state`` is ``complete`` is whole.
 
 A row is one window of one modality, or of both where their windows are the same; with ``--mean`` it is a whole clip.
+
+``fused`` is there with ``--fused``: both modalities together, what ``m.embed`` gives for the same window. Windows of both are as
+long as the longer input, so some rows have nothing else. The half of what the window lacks is zeros; ``fused`` in ``about.json``
+says how wide the halves are, sound first.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ import numpy as np
 
 from mavil.atomic_files import sha256_of
 from mavil.embedder import stored_files
-from mavil.structs import MODALITIES, Modality, UserError
+from mavil.embedder.stored_files import Column
+from mavil.structs import UserError
 
 ABOUT = "about.json"
 FORMAT = 1
@@ -43,8 +48,9 @@ class EmbeddingSet:
         keys: of the clip, for each row.
         sources: the media file's path, or ``SHARD.tar::KEY`` with the shard's full path or address.
         starts, ends: ``[n]`` float32, s of the media file.
-        values: ``[n, Z]`` float32 by modality, L2-normalised, mapped from disk where the format permits; zeros where absent.
-        present: ``[n]`` bool by modality: which rows have it.
+        values: ``[n, Z]`` float32 by column (``audio``, ``video``, ``fused``, if asked for), L2-normalised, mapped
+            from disk where the format permits; zeros where absent.
+        present: ``[n]`` bool by column: which rows have it.
         about: what ``about.json`` says. ``model.source`` and ``model.weights_digest`` say which model made them;
             ``rows`` is ``windows`` or ``clips``; ``window_seconds``, ``hop_seconds``, ``inputs``, ``clips`` (used),
             ``left_out`` (by cause), and ``digest``, which changes with any row or value.
@@ -54,8 +60,8 @@ class EmbeddingSet:
     sources: list[str]
     starts: np.ndarray
     ends: np.ndarray
-    values: dict[Modality, np.ndarray]
-    present: dict[Modality, np.ndarray]
+    values: dict[Column, np.ndarray]
+    present: dict[Column, np.ndarray]
     about: dict[str, Any]
 
     def __len__(self) -> int:
@@ -81,7 +87,7 @@ def read_embeddings(folder: str | Path) -> EmbeddingSet:
             # All of it is read below anyway; of the embeddings only what is asked for.
             if name == stored_files.ROWS and sha256_of(folder / name) != written["sha256"]:
                 raise ValueError(f"{name} is not what was written")
-        widths: dict[Modality, int] = {m: about["modalities"][m] for m in MODALITIES if m in about["modalities"]}
+        widths = stored_files.widths_of_columns(about["modalities"], about.get("fused", {}))
         rows, values = stored_files.read(folder, about["file_format"], widths)
         if len(rows.keys) != about["num_rows"] or any(len(v) != about["num_rows"] for v in values.values()):
             raise ValueError(f"it does not hold the {about['num_rows']} rows that {ABOUT} states")

@@ -18,7 +18,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from mavil.atomic_files import sync, write_text
 from mavil.data.sources.listing import Reject, write_rejects
 from mavil.embedder import stored_files
 from mavil.embedder.stored import ABOUT, COMPLETE, FORMAT, UNFINISHED, described_files, read_about
-from mavil.embedder.stored_files import Piece, Rows
-from mavil.structs import MODALITIES, Modality, UserError
+from mavil.embedder.stored_files import Column, Piece, Rows
+from mavil.structs import Modality, UserError
 
 LEFT_OUT = "left_out.csv"
 PARTS = "parts"
@@ -43,6 +43,7 @@ _COMPARED = {
     "hop_seconds": "--hop",
     "precision": "--precision",
     "file_format": "--format",
+    "fused": "--fused",
     "window_seconds": "the model's windows",
     "clips_listed": "the number of clips",
     "clips_per_part": "the size of a part",
@@ -69,6 +70,7 @@ class Settings:
         clips_listed: in all inputs.
         clips_per_part: clips between two commits.
         file_format: one of :data:`mavil.embedder.stored_files.FILE_FORMATS`.
+        fused: widths of the halves of embeddings of both modalities together; empty: there are none.
     """
 
     model: str
@@ -84,6 +86,12 @@ class Settings:
     clips_listed: int
     clips_per_part: int
     file_format: stored_files.FileFormat
+    fused: dict[Modality, int] = field(default_factory=dict)
+
+    @property
+    def widths(self) -> dict[Column, int]:
+        """Z by column."""
+        return stored_files.widths_of_columns(self.modalities, self.fused)
 
     @property
     def num_parts(self) -> int:
@@ -97,6 +105,8 @@ class Settings:
     def about(self) -> dict[str, Any]:
         """As it stands in ``about.json`` from the beginning on."""
         named = {name: getattr(self, name) for name in (*_COMPARED, "inputs") if name != "weights_digest"}
+        if not self.fused:
+            del named["fused"]
         model = {"source": self.model, "checkpoint": self.checkpoint, "weights_digest": self.weights_digest}
         return {"format": FORMAT, "state": UNFINISHED, "model": model, **named}
 
@@ -121,7 +131,7 @@ def state_of(folder: Path, settings: Settings) -> str | None:
             raise UserError(f"{folder} holds something else ({sorted(others)[0]} ...): name an empty or a new folder")
         return None
     before, now = ({**a, "weights_digest": a.get("model", {}).get("weights_digest")} for a in (about, settings.about()))
-    changed = [what for name, what in _COMPARED.items() if before.get(name) != json.loads(json.dumps(now[name]))]
+    changed = [what for name, what in _COMPARED.items() if before.get(name) != json.loads(json.dumps(now.get(name)))]
     if changed:
         raise UserError(
             f"{folder} holds embeddings of other settings (other: {', '.join(changed)}): name another folder, or remove this one"
@@ -165,9 +175,9 @@ class PartWriter:
         """
         rows = piece.rows
         arrays = {"starts": rows.starts, "ends": rows.ends}
-        for modality in self._settings.modalities:
-            arrays[f"{modality}.present"] = rows.present[modality]
-            arrays[f"{modality}.values"] = piece.values[modality]
+        for column in self._settings.widths:
+            arrays[f"{column}.present"] = rows.present[column]
+            arrays[f"{column}.values"] = piece.values[column]
         told = {"keys": rows.keys, "sources": rows.sources, "left_out": [astuple(reject) for reject in left_out]}
         data = save(
             {name: np.ascontiguousarray(array) for name, array in arrays.items()},
@@ -209,7 +219,7 @@ class PartWriter:
         settings = self._settings
         pieces = (self._read(number)[0] for number in range(settings.num_parts))
         with self._writing():
-            names = stored_files.write(self._folder, settings.file_format, settings.modalities, num_rows, pieces)
+            names = stored_files.write(self._folder, settings.file_format, settings.widths, num_rows, pieces)
             self.write_left_out()
             files, digest = described_files(self._folder, names)
             about = settings.about() | {
@@ -235,10 +245,10 @@ class PartWriter:
         with safe_open(self._path(number), framework="numpy") as file:
             told = {name: json.loads(text) for name, text in file.metadata().items()}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        named = [m for m in MODALITIES if m in self._settings.modalities]
-        present = {m: arrays[f"{m}.present"] for m in named}
+        columns = self._settings.widths
+        present = {column: arrays[f"{column}.present"] for column in columns}
         rows = Rows(told["keys"], told["sources"], arrays["starts"], arrays["ends"], present)
-        piece = Piece(rows, {m: arrays[f"{m}.values"] for m in named})
+        piece = Piece(rows, {column: arrays[f"{column}.values"] for column in columns})
         return piece, [Reject(*reject) for reject in told["left_out"]]
 
     @contextmanager

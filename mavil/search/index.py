@@ -86,9 +86,9 @@ class SearchIndex:
         self.notices: list[str] = []
         self._clip_of_row, self.clips = _clips(self.embeddings)
         note = None if exact else self._usable_note()
-        self._galleries = {m: self._gallery(m, note) for m in self.embeddings.values}
+        self._galleries = {m: self._gallery(m, note) for m in MODALITIES if m in self.embeddings.values}
         kinds = "FAISS " + note.kind if note else "exact search"
-        self.how = f"{kinds} over {len(self.embeddings)} rows of {len(self.clips)} clips"
+        self.how = f"{kinds} over {self._num_rows()} rows of {len(self.clips)} clips"
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -157,6 +157,10 @@ class SearchIndex:
             rank, round(hit.score, 6), find, number, clip.key, clip.source, *(round(float(t), 3) for t in times)
         )
 
+    def _num_rows(self) -> int:
+        """Those that can be found: a row that has only sound and picture fused is compared with nothing."""
+        return int(np.logical_or.reduce([self.embeddings.present[m] for m in self.modalities]).sum())
+
     def _usable_note(self) -> faiss_files.FaissNote | None:
         """What ``mavil index`` added, if it fits the embeddings and FAISS is there."""
         again = f"searching exactly; run mavil index {self.folder} again to use FAISS"
@@ -167,9 +171,8 @@ class SearchIndex:
             if note.digest != self.embeddings.about["digest"]:
                 self.notices.append(f"{self.folder}: its FAISS files were built of other embeddings: {again}")
                 return None
-            for modality in self.embeddings.values:
-                if self.embeddings.present[modality].any():
-                    faiss_files.read(self.folder, note, modality)
+            for modality in self.modalities:
+                faiss_files.read(self.folder, note, modality)
         except UserError as error:
             self.notices.append(f"{error}; until then the search is exact")
             return None
@@ -199,7 +202,8 @@ def _clips(embeddings: EmbeddingSet) -> tuple[np.ndarray, list[Clip]]:
     pairs = zip(embeddings.keys, embeddings.sources, strict=True)
     clip_of_row = np.fromiter((numbers.setdefault(pair, len(numbers)) for pair in pairs), np.int64, len(embeddings))
     has = {m: np.zeros(len(numbers), bool) for m in MODALITIES}
-    for modality, present in embeddings.present.items():
-        has[modality][clip_of_row[np.asarray(present)]] = True
+    for modality in MODALITIES:
+        if modality in embeddings.present:
+            has[modality][clip_of_row[np.asarray(embeddings.present[modality])]] = True
     flags = zip(numbers, has["audio"].tolist(), has["video"].tolist(), strict=True)
     return clip_of_row, [Clip(key, source, sound, picture) for (key, source), sound, picture in flags]

@@ -14,8 +14,10 @@ import mavil as package
 from mavil.commands import embed as command
 from mavil.data import isolation
 from mavil.data.media import decode_audio, encode_clip
-from mavil.embedder import bulk, bulk_decoding
+from mavil.data.synthetic import FRAMES_PER_SECOND, synthetic_clip
+from mavil.embedder import bulk, bulk_decoding, bulk_windows
 from mavil.embedder.stored import EmbeddingSet, read_embeddings
+from mavil.search.index import SearchIndex
 from mavil.structs import Modality
 from tests.commands.conftest import Outcome
 from tests.support.random_runs import write_run
@@ -122,15 +124,19 @@ def test_one_row_per_clip_is_the_mean_over_its_windows(place: Path, mavil: Mavil
 def test_clips_in_shards_have_the_same_rows_as_files(place: Path, shards: Path, mavil: Mavil, tmp_path: Path) -> None:
     """Also decoded by another process, and both inputs at once."""
     inputs = (shards / "gallery", place / "files")
-    assert mavil("embed", place / "run", *inputs, "out", "--workers", 1, "--modalities", "audio").code == 0
+    assert mavil("embed", place / "run", *inputs, "out", "--workers", 1, "--fused").code == 0
     found = read_embeddings(tmp_path / "out")
-    assert set(found.values) == {"audio"}
+    assert set(found.values) == {"audio", "video", "fused"}
+    model = package.load(place / "run", output="numpy")
     sources = np.array(found.sources)
     for path in (place / "files").iterdir():
         mine = np.array([k == path.stem for k in found.keys])
         in_files = mine & (sources == str(path))
         assert 0 < in_files.sum() == mine.sum() - in_files.sum()
-        assert np.abs(found.values["audio"][in_files] - found.values["audio"][mine & ~in_files]).max() <= 1e-5
+        for values in found.values.values():
+            assert np.abs(values[in_files] - values[mine & ~in_files]).max() <= 1e-5
+        expected = model.embed(path, windows=True).values
+        assert np.abs(found.values["fused"][mine & ~in_files & found.present["fused"]] - expected).max() <= 1e-5
         (source,) = set(sources[mine & ~in_files])
         tar, _, key = source.partition("::")
         assert key == path.stem
@@ -245,7 +251,7 @@ def test_a_clip_that_takes_too_long_is_left_out(
         while True:
             pass
 
-    monkeypatch.setattr(bulk_decoding, "probe", hangs)
+    monkeypatch.setattr(bulk_windows, "probe", hangs)
     film = next((place / "files").iterdir())
     outcome = mavil("embed", place / "run", film, "out", "--workers", 0, "--seconds-per-clip", 0.1)
     assert outcome.code == 2
@@ -271,7 +277,7 @@ def test_long_clips_come_in_pieces_and_in_order(
     (files / "1b.m4a").write_bytes(encode_clip(None, 25, short))
     call = ("embed", place / "run", files, "--workers", 0, "--hop", 0.2)
     assert mavil(*call[:3], "whole", *call[3:]).code == 0
-    monkeypatch.setattr(bulk_decoding, "MOST_WINDOWS", 5)
+    monkeypatch.setattr(bulk_windows, "MOST_WINDOWS", 5)
     if is_ahead:
         monkeypatch.setattr(bulk_decoding, "map_isolated", draws_ahead)
     assert mavil(*call[:3], "pieces", *call[3:], "--batch", 3).code == 0
@@ -292,9 +298,40 @@ def test_a_span_of_a_list_has_the_times_of_its_file(place: Path, mavil: Mavil, t
     found = read_embeddings(tmp_path / "out")
     assert found.starts.tolist() == pytest.approx([1.5, 2.0, 0.0, 1.0, 2.0, 3.0], abs=0.01)
     assert set(found.sources) == {str(film)}
+    assert set(found.values) == {"video"}
     expected = package.load(place / "run", output="numpy").embed_video(film, windows=True)
     # The span is encoded anew, as mavil shards make does: the picture at 2 s to 3 s is nearly the same.
     assert found.values["video"][1] @ expected.values[2] > 0.99
+
+
+def test_a_folder_with_what_is_fused_is_searched_as_one_without(place: Path, mavil: Mavil, tmp_path: Path) -> None:
+    made = synthetic_clip(0, 0)
+    (tmp_path / "longer.mp4").write_bytes(encode_clip(made.frames[:8], FRAMES_PER_SECOND, made.waveform[:40_000]))
+    films = [tmp_path / "longer.mp4", *sorted((place / "files").iterdir())[:2]]
+    indexes = []
+    for out, option in (("plain", "--no-fused"), ("fused", "--fused")):
+        assert mavil("embed", place / "run", *films, out, "--workers", 0, option).code == 0
+        indexes.append(SearchIndex(tmp_path / out))
+    plain, fused = indexes
+    assert len(fused.embeddings) > len(
+        plain.embeddings
+    )  # where the pictures have ended windows of both have rows of their own
+    assert (fused.how, fused.clips, fused.modalities) == (plain.how, plain.clips, plain.modalities)
+
+    def matches(index: SearchIndex) -> list[tuple[str, float, float]]:
+        query = plain.embeddings.values["audio"][plain.embeddings.present["audio"]][:2]
+        found = index.search(query, [0.0, 1.0], [1.0, 2.0], "video", 3)
+        assert len(found) == 3
+        return [(match.key, match.start_seconds, round(match.score, 4)) for match in found]
+
+    assert matches(fused) == matches(plain)
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    built = mavil("index", "fused", "--kind", "flat")
+    assert built.code == 0, built.err
+    assert [line.partition(":")[0] for line in built.out.splitlines()] == ["audio", "video"]
+    again = SearchIndex(tmp_path / "fused")
+    assert (again.how, again.notices) == (plain.how.replace("exact search", "FAISS flat"), [])
+    assert matches(again) == matches(plain)
 
 
 def test_what_cannot_be_embedded_is_told_in_one_line(place: Path, mavil: Mavil, tmp_path: Path) -> None:
@@ -305,6 +342,14 @@ def test_what_cannot_be_embedded_is_told_in_one_line(place: Path, mavil: Mavil, 
         (run, "nowhere", "out"): "nothing of this name",
         (run, "notes.txt", "out"): "a source is a folder of media files or a .csv list",
         (run, files, "out", "--modalities", "smell"): "choose of these",
+        (
+            run,
+            files,
+            "out",
+            "--modalities",
+            "audio",
+            "--fused",
+        ): "--modalities audio --fused: what is fused is of audio and",
         (run, files, "out", "--hop", -1): "more than 0",
         (run, files, "out", "--format", "hdf5"): "choose one of safetensors, npy, parquet",
         (run, files, "out", "--device", "tpu"): "choose auto, cpu or cuda",
@@ -321,12 +366,12 @@ def embed_in_rank(run: str, files: str, out: str) -> None:
     command.CLIPS_PER_PART = PART
     model = package.load(run, device="cpu")
     clips = bulk.AllClips([files])
-    settings = command.settings_for(model, clips, [files], True, ["audio"], None, "float32", "safetensors")
+    settings = command.settings_for(model, clips, [files], True, [], None, "float32", "safetensors", fused=True)
     command.embed_into(Path(out), model, clips, settings, bulk.Work(workers=0), command.Console(quiet=True))
 
 
 def test_two_processes_make_the_folder_of_one(place: Path, mavil: Mavil, tmp_path: Path) -> None:
-    call = ("embed", place / "run", place / "files", "one", "--workers", 0, "--mean", "--modalities", "audio")
+    call = ("embed", place / "run", place / "files", "one", "--workers", 0, "--mean", "--fused")
     assert mavil(*call).code == 0
     run_in_ranks(embed_in_rank, str(place / "run"), str(place / "files"), str(tmp_path / "two"))
     same(read_embeddings(tmp_path / "two"), read_embeddings(tmp_path / "one"), 1e-6)

@@ -32,19 +32,21 @@ SETTINGS = Settings(
     clips_per_part=2,
     file_format="safetensors",
 )
+FUSED = replace(SETTINGS, fused={"audio": 3, "video": 4})
 BROKEN = Reject("c4", "clips/c4.mp4", "undecodable", "it is text")
 
 
 def piece(*keys: str) -> Piece:
-    """Two rows a clip: the first has both modalities, the second only sound."""
+    """Two rows a clip: the first has both modalities, the second only sound; what is fused stands in the second."""
     generator = np.random.default_rng(len(keys))
     names = [key for key in keys for _ in range(2)]
     has_video = np.array([True, False] * len(keys), dtype=bool)
     values = {
         m: generator.standard_normal((len(names), width)).astype(np.float32)
-        for m, width in (("audio", 3), ("video", 2))
+        for m, width in (("audio", 3), ("video", 2), ("fused", 7))
     }
     values["video"][~has_video] = 0
+    values["fused"][has_video] = 0
     starts = np.array([0, 3.3] * len(keys), np.float32)
     rows = Rows(
         names,
@@ -54,13 +56,14 @@ def piece(*keys: str) -> Piece:
         {
             "audio": np.ones(len(names), dtype=bool),
             "video": has_video,
+            "fused": ~has_video,
         },
     )
     return Piece(rows, values)  # type: ignore[arg-type]
 
 
-def written(folder: Path, file_format: FileFormat) -> list[Piece]:
-    settings = replace(SETTINGS, file_format=file_format)
+def written(folder: Path, file_format: FileFormat, settings: Settings = SETTINGS) -> list[Piece]:
+    settings = replace(settings, file_format=file_format)
     writer = PartWriter(folder, settings)
     writer.begin()
     pieces = [piece("c0", "c1"), piece("c2", "c3"), piece()]
@@ -95,6 +98,34 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, file_format: FileForma
         assert list(csv.reader(file))[1:] == [["c4", "clips/c4.mp4", "undecodable", "it is text"]]
     assert not (out / "parts").exists()
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("file_format", stored_files.FILE_FORMATS)
+def test_what_is_fused_is_one_more_column(tmp_path: Path, file_format: FileFormat) -> None:
+    pytest.importorskip("pyarrow" if file_format == "parquet" else "numpy")
+    pieces, plain = written(tmp_path / "fused", file_format, FUSED), written(tmp_path / "plain", file_format)
+    found, without = read_embeddings(tmp_path / "fused"), read_embeddings(tmp_path / "plain")
+    assert list(found.values) == list(found.present) == ["audio", "video", "fused"]
+    assert list(without.values) == list(without.present) == ["audio", "video"]
+    assert np.array_equal(found.values["fused"], np.concatenate([one.values["fused"] for one in pieces]))
+    assert found.present["fused"].tolist() == [False, True] * 4
+    for modality in ("audio", "video"):
+        assert np.array_equal(found.values[modality], np.concatenate([one.values[modality] for one in plain]))
+    names = {path.name for path in (tmp_path / "fused").iterdir()} - {p.name for p in (tmp_path / "plain").iterdir()}
+    assert names == ({"fused.npy"} if file_format == "npy" else set())
+    if file_format == "safetensors":
+        tensors = load_file(tmp_path / "fused/embeddings.safetensors")
+        assert np.array_equal(tensors["fused"], found.values["fused"])
+    assert found.about["fused"] == {"audio": 3, "video": 4}
+
+
+def test_without_what_is_fused_a_folder_is_as_before_there_was_such_a_thing(tmp_path: Path) -> None:
+    written(tmp_path, "npy")
+    with open(tmp_path / "rows.csv", newline="") as file:
+        assert file.readline() == "key,source,start,end,audio,video\r\n"
+    described = "modalities rows hop_seconds precision file_format window_seconds clips_listed clips_per_part inputs"
+    told = f"format state model inputs_digest {described} clips num_rows left_out files digest"
+    assert list(json.loads((tmp_path / "about.json").read_text())) == told.split()
 
 
 def test_other_tools_read_the_files(tmp_path: Path) -> None:
@@ -143,6 +174,7 @@ def test_a_part_that_is_damaged_is_made_again(tmp_path: Path) -> None:
         ({"modalities": {"audio": 3}}, "--modalities"),
         ({"rows": "clips"}, "--windows or --mean"),
         ({"precision": "bfloat16"}, "--precision"),
+        ({"fused": {"audio": 3, "video": 4}}, "--fused"),
     ],
 )
 def test_other_settings_are_told_apart(tmp_path: Path, changes: dict, told: str) -> None:
@@ -150,6 +182,13 @@ def test_other_settings_are_told_apart(tmp_path: Path, changes: dict, told: str)
     with pytest.raises(UserError, match=f"other settings .other: {told}"):
         state_of(tmp_path, replace(SETTINGS, **changes))
     assert state_of(tmp_path, replace(SETTINGS, model="moved/mine", inputs=["./clips"])) == UNFINISHED
+
+
+def test_a_folder_with_another_column_is_told_apart(tmp_path: Path) -> None:
+    PartWriter(tmp_path, FUSED).begin()
+    assert state_of(tmp_path, FUSED) == UNFINISHED
+    with pytest.raises(UserError, match=r"other settings .other: --fused\)"):
+        state_of(tmp_path, SETTINGS)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -175,7 +214,11 @@ def test_folders_that_cannot_be_read_are_told_in_one_line(tmp_path: Path) -> Non
     damages = {
         "embeddings.safetensors": [whole["embeddings.safetensors"][:-4], None],
         "rows.csv": [whole["rows.csv"].replace(b"c0", b'c"', 1), whole["rows.csv"].replace(b"key", b"kex", 1)],
-        "about.json": [json.dumps({**about, "modalities": {"audio": 2, "video": 3}}).encode()],
+        "about.json": [
+            json.dumps({**about, "modalities": {"audio": 2, "video": 3}}).encode(),
+            json.dumps({**about, "fused": {"audio": 3, "video": 4}}).encode(),
+            json.dumps({**about, "fused": "yes"}).encode(),
+        ],
     }
     for name, versions in damages.items():
         for damaged in versions:

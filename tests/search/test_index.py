@@ -39,6 +39,21 @@ def test_rows_without_the_modality_are_never_found(tmp_path: Path) -> None:
     assert [clip.has_video for clip in SearchIndex(folder).clips] == [False, True, False]
 
 
+def test_what_is_fused_is_not_searched(tmp_path: Path) -> None:
+    """The second row has nothing but that; it is as wide as the others, and would fit the query best."""
+    values, nothing = unit(3), np.zeros((3, 8))
+    shown = {"audio": values * [[1], [0], [1]], "video": nothing, "fused": values}
+    flags = {"audio": [True, False, True], "video": [False] * 3, "fused": [True] * 3}
+    clips, starts = ["a", "a", "b"], [0, 1.5, 0]
+    index = SearchIndex(write_embeddings(tmp_path / "index", shown, clips, starts, flags))  # type: ignore[arg-type]
+    found = index.search(values[1:2], [0.0], [1.0], "audio", 10)
+    assert sorted((match.key, match.start_seconds) for match in found) == [("a", 0.0), ("b", 0.0)]
+    assert max(match.score for match in found) < 0.9
+    assert index.modalities == ("audio",)
+    assert [(clip.has_audio, clip.has_video) for clip in index.clips] == [(True, False)] * 2
+    assert index.how == "exact search over 2 rows of 2 clips"
+
+
 def test_what_an_index_lacks_is_said(tmp_path: Path) -> None:
     index = SearchIndex(write_embeddings(tmp_path / "sounds", {"audio": unit(1)}, ["only"]))
     with pytest.raises(UserError, match=r"no embeddings of video \(only audio\)"):

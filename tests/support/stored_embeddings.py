@@ -19,19 +19,18 @@ from mavil.embedder import stored_files
 from mavil.embedder.embedder import Embedder
 from mavil.embedder.loading import load
 from mavil.embedder.stored import ABOUT, COMPLETE, FORMAT, described_files
-from mavil.embedder.stored_files import Piece, Rows
+from mavil.embedder.stored_files import FUSED, Column, Piece, Rows
 from mavil.recipe import change_recipe
-from mavil.structs import Modality
 from tests.support.random_runs import write_run
 from tests.support.recipes import tiny_recipe
 
 
 def write_embeddings(
     folder: Path,
-    values: Mapping[Modality, np.ndarray],
+    values: Mapping[Column, np.ndarray],
     clips: Sequence[str],
     starts: Sequence[float] | None = None,
-    present: Mapping[Modality, Sequence[bool]] | None = None,
+    present: Mapping[Column, Sequence[bool]] | None = None,
     sources: Sequence[str] | None = None,
     model: str = "a model",
     weights_digest: str = "digest",
@@ -49,12 +48,14 @@ def write_embeddings(
         "format": FORMAT,
         "state": COMPLETE,
         "model": {"source": model, "weights_digest": weights_digest},
-        "modalities": widths,
+        "modalities": {m: width for m, width in widths.items() if m != FUSED},
         "file_format": "npy",
         "num_rows": len(clips),
         "files": files,
         "digest": digest,
     }
+    if FUSED in widths:
+        about["fused"] = {"audio": widths[FUSED] // 2, "video": widths[FUSED] - widths[FUSED] // 2}
     (folder / ABOUT).write_text(json.dumps(about))
     return folder
 
@@ -99,7 +100,7 @@ def embed_files(
 ) -> Path:
     """An index of both modalities of media files, which all have both, made with a model."""
     clips, starts, places = [], [], []
-    values: dict[Modality, list[np.ndarray]] = {"audio": [], "video": []}
+    values: dict[Column, list[np.ndarray]] = {"audio": [], "video": []}
     for file, source in zip(files, sources or [str(f) for f in files], strict=True):
         own = {
             "audio": model.embed_audio(file, windows=True),
@@ -111,7 +112,7 @@ def embed_files(
             starts.append(float(own["audio"].starts[row]))
             for modality, windowed in own.items():
                 values[modality].append(windowed.values[row])
-    arrays: dict[Modality, np.ndarray] = {m: np.stack(v) for m, v in values.items()}
+    arrays: dict[Column, np.ndarray] = {m: np.stack(v) for m, v in values.items()}
     return write_embeddings(
         folder, arrays, clips, starts, None, places, model=model.source, weights_digest=model.weights_digest
     )
