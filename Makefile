@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Many tests wait, or work on one core; those that start several processes of their own share the cores.
+TEST_PROCESSES ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test test-slurm slurm-packages lint clean
@@ -24,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/mavil demo $(if $(CLIPS),--clips '$(CLIPS)') $(if $(OUT),--out '$(OUT)')
 
 test: $(STAMP) slurm-packages
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 test-slurm: $(STAMP) slurm-packages
 	$(BIN)/python -m pytest -q --runslow tests/slurm $(ARGS)

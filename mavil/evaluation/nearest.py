@@ -72,7 +72,7 @@ class UnitRows:
 
 def nearest(
     queries: Embeddings,
-    gallery: Embeddings,
+    gallery: Embeddings | UnitRows,
     k: int,
     device: torch.device | str = "cpu",
     block: int = BLOCK,
@@ -85,7 +85,7 @@ def nearest(
 
     Args:
         queries: ``[q, Z]``, normalised here; float16, float32 or float64.
-        gallery: ``[n, Z]``, likewise.
+        gallery: ``[n, Z]``, likewise; or what :meth:`UnitRows.of` made of it on the device, where it is searched again and again.
         k: how many of the gallery, at least 1; all where it has fewer.
         device: where products are computed. Both sides are moved there whole.
         block: rows of either side compared at once.
@@ -102,7 +102,8 @@ def nearest(
     if k < 1:
         raise ValueError(f"k is {k}: ask for at least 1")
     place = torch.device(device)
-    asked, held = UnitRows.of(queries, "query", place), UnitRows.of(gallery, "gallery", place)
+    asked = UnitRows.of(queries, "query", place)
+    held = gallery if isinstance(gallery, UnitRows) else UnitRows.of(gallery, "gallery", place)
     if asked.rows.shape[1] != held.rows.shape[1]:
         raise ValueError(f"queries of width {asked.rows.shape[1]} and a gallery of {held.rows.shape[1]} do not compare")
     scores, rows = [], []

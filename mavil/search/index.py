@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from mavil.embedder.stored import EmbeddingSet, read_embeddings
-from mavil.evaluation.nearest import nearest
+from mavil.evaluation.nearest import UnitRows, nearest
 from mavil.search import faiss_files
 from mavil.search.matching import Hit, Nearest, best_clips
 from mavil.structs import MODALITIES, Modality, UserError
@@ -188,12 +189,22 @@ class SearchIndex:
             return _Gallery(rows, clip_of_row, partial(faiss_files.search, index), most)
         # Where every row has it the file stays mapped; else what is there is copied once.
         values = values if len(rows) == len(values) else values[rows]
-        return _Gallery(rows, clip_of_row, partial(_exactly, values), len(rows))
+        return _Gallery(rows, clip_of_row, _Exactly(values), len(rows))
 
 
-def _exactly(values: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    scores, rows = nearest(queries, values, k)
-    return scores.numpy(), rows.numpy()
+class _Exactly:
+    """Exact search in one gallery, which is measured once, when it is first asked for."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    @cached_property
+    def _held(self) -> UnitRows:
+        return UnitRows.of(self._values, "gallery", torch.device("cpu"))
+
+    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        scores, rows = nearest(queries, self._held, k)
+        return scores.numpy(), rows.numpy()
 
 
 def _clips(embeddings: EmbeddingSet) -> tuple[np.ndarray, list[Clip]]:

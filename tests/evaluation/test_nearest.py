@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mavil.evaluation.nearest import nearest
+from mavil.evaluation.nearest import UnitRows, nearest
 from mavil.structs import UserError
 
 
@@ -74,6 +74,17 @@ def test_arrays_mapped_from_a_file_will_do(tmp_path: Path, recwarn: pytest.Warni
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     assert nearest(mapped[:3], mapped, 2)[1][:, 0].tolist() == [0, 1, 2]
     assert not recwarn.list
+
+
+def test_a_gallery_that_was_measured_before_gives_the_same() -> None:
+    queries, gallery = torch.randn(5, 8), 3 * torch.randn(40, 8)
+    held = UnitRows.of(gallery, "gallery", torch.device("cpu"))
+    for found, expected in zip(
+        nearest(queries, held, 7, block=16), nearest(queries, gallery, 7, block=16), strict=True
+    ):
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="width 9 and a gallery of 8"):
+        nearest(torch.randn(2, 9), held, 1)
 
 
 def test_bad_input_is_refused() -> None:
