@@ -33,6 +33,7 @@ def load(
     allow_pickle: bool = ...,
     output: Literal["torch"] = ...,
     changes: Sequence[str] = ...,
+    allow_changed: bool = ...,
 ) -> Embedder[Tensor]: ...
 
 
@@ -46,6 +47,7 @@ def load(
     *,
     output: Literal["numpy"],
     changes: Sequence[str] = ...,
+    allow_changed: bool = ...,
 ) -> Embedder[np.ndarray]: ...
 
 
@@ -57,6 +59,7 @@ def load(
     allow_pickle: bool = False,
     output: Output = "torch",
     changes: Sequence[str] = (),
+    allow_changed: bool = False,
 ) -> Embedder[Any]:
     """A model that embeds clips.
 
@@ -71,6 +74,7 @@ def load(
         allow_pickle: read a public checkpoint file that holds objects beside tensors; nothing of them runs.
         output: what the model gives back: ``torch`` tensors or ``numpy`` arrays.
         changes: ``key.path=value`` for the recipe, e.g. what a public checkpoint does not tell, or ``audio.num_steps=512``.
+        allow_changed: load an export although its checksums say that weights or recipe were changed since.
 
     Raises:
         UserError: no such model, one that is damaged or tampered with, or a device or precision that there is not.
@@ -84,7 +88,7 @@ def load(
         raise UserError(f"precision=bf16: {torch.cuda.get_device_name(chosen)} does not compute in it: choose float32")
     if precision == "int8" and chosen.type != "cpu":
         raise UserError("precision=int8 is for CPUs: add device='cpu', or choose bf16")
-    opened = open_model(source, checkpoint, changes, allow_pickle)
+    opened = open_model(source, checkpoint, changes, allow_pickle, allow_changed)
     model = build_network(opened.recipe, opened.parts, opened.source, opened.grids)
     encoder = WindowEncoder(model, opened.recipe, opened.source, chosen, PRECISIONS[precision])
     embedder: Embedder[Any] = Embedder(encoder, output, opened.exported)

@@ -47,7 +47,11 @@ class OpenedModel:
 
 
 def open_model(
-    source: str | Path, checkpoint: str = "newest", changes: Sequence[str] = (), allow_pickle: bool = False
+    source: str | Path,
+    checkpoint: str = "newest",
+    changes: Sequence[str] = (),
+    allow_pickle: bool = False,
+    allow_changed: bool = False,
 ) -> OpenedModel:
     """Read a model.
 
@@ -57,6 +61,7 @@ def open_model(
         checkpoint: of a run: newest, best or a step.
         changes: ``key.path=value`` for the recipe.
         allow_pickle: of a checkpoint file, see :func:`mavil.models.weights.read_file`; nothing else is ever unpickled.
+        allow_changed: of an export, see :func:`mavil.export.folder.read_export`.
 
     Raises:
         UserError: none of these, or what is there cannot be read.
@@ -82,9 +87,9 @@ def open_model(
     if not path.exists() and _may_be_on_hub(text):
         path = _fetched(text)
     if (path / CONFIG).is_file():
-        exported = read_export(path)
+        exported = read_export(path, allow_changed)
         recipe = change_recipe(exported.recipe, *changes) if changes else exported.recipe
-        return _opened(exported.recipe, recipe, exported.parts, text, partial(read_export, path))
+        return _opened(exported.recipe, recipe, exported.parts, text, partial(read_export, path, allow_changed))
     if path.is_dir():
         raise UserError(
             f"{text} is neither a run folder (no {CONFIG_FILE}) nor an exported one (no {CONFIG}): {_KINDS}"

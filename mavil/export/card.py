@@ -243,6 +243,10 @@ def _origin(exported: Exported) -> str:
     ]
     if about.get("command"):
         lines.append(f"- made with `{_inline(about['command'])}`")
+    if about.get("changed"):
+        lines.append(
+            "- weights or recipe were changed by hand since: what is said of training and results was before that"
+        )
     return "\n".join(lines)
 
 

@@ -43,6 +43,7 @@ DIGEST_PLACE = "WEIGHTS-SHA256-IS-WRITTEN-HERE"
 """In a card, where the checksum of the weights goes once they are written."""
 LARGEST_CONFIG = 16 << 20
 """A ``config.json`` beyond these bytes is none of ours: names and shapes of a ViT-H pair take 0.2 MB."""
+_REMEDY = "get the folder again or, if it was you, mavil.load it with allow_changed=True and save_pretrained it anew"
 OWN_KEYS = ("model_type", "format", "version", "weights_bytes", "weights_sha256", "parts", "recipe", "recipe_sha256")
 """What this file puts into ``config.json``; everything else there is ``about``."""
 
@@ -78,8 +79,12 @@ def write_export(folder: str | Path, exported: Exported, card: str, replaces: bo
     return Path(folder)
 
 
-def read_export(folder: str | Path) -> Exported:
+def read_export(folder: str | Path, allow_changed: bool = False) -> Exported:
     """Read an exported folder, on the CPU; only what agrees with its ``config.json`` is returned.
+
+    Args:
+        folder: the export.
+        allow_changed: also other values of weights and another recipe than were exported; ``about`` then says ``changed``.
 
     Raises:
         UserError: not such a folder (a pickle, say), of another version, tampered with or damaged, a part is missing, or a
@@ -87,8 +92,10 @@ def read_export(folder: str | Path) -> Exported:
     """
     folder = Path(folder)
     config = read_config(folder)
-    recipe = _recipe_in(folder, config)
-    _check_weights_file(folder, config)
+    recipe = _recipe_in(folder, config, allow_changed)
+    change = _change_of(folder, config)
+    if change is not None and not allow_changed:
+        raise UserError(f"{folder / WEIGHTS} {change}: {_REMEDY}")
     try:
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -104,7 +111,10 @@ def read_export(folder: str | Path) -> Exported:
     if missing := [part for part in wanted_parts(recipe) if not parts.get(part)]:
         raise UserError(f"{folder} has no {missing[0]}, which its recipe needs: export the run again")
     check_finite(parts, str(folder))
-    return Exported(recipe, parts, {key: value for key, value in config.items() if key not in OWN_KEYS})
+    about = {key: value for key, value in config.items() if key not in OWN_KEYS}
+    if change is not None or _digest_of(config["recipe"]) != config["recipe_sha256"]:
+        about["changed"] = True
+    return Exported(recipe, parts, about)
 
 
 def is_export(folder: str | Path) -> bool:
@@ -165,9 +175,9 @@ def _is_complete(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _recipe_in(folder: Path, config: Mapping[str, Any]) -> Recipe:
-    if _digest_of(config["recipe"]) != config["recipe_sha256"]:
-        raise UserError(f"{folder / CONFIG}: its recipe was changed after the export (checksum): get the folder again")
+def _recipe_in(folder: Path, config: Mapping[str, Any], allow_changed: bool) -> Recipe:
+    if _digest_of(config["recipe"]) != config["recipe_sha256"] and not allow_changed:
+        raise UserError(f"{folder / CONFIG}: its recipe was changed after the export (checksum): {_REMEDY}")
     recipe = recipe_from_tree(config["recipe"], str(folder / CONFIG))
     audio = recipe.audio
     if "audio" in recipe.modalities and audio is not None and (audio.mean is None or audio.std is None):
@@ -175,7 +185,12 @@ def _recipe_in(folder: Path, config: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _check_weights_file(folder: Path, config: Mapping[str, Any]) -> None:
+def _change_of(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """How the weights differ from those that were exported.
+
+    Raises:
+        UserError: they are not there, or cannot be read.
+    """
     path = folder / WEIGHTS
     if not path.is_file():
         pickles = sorted(other.name for other in folder.iterdir() if other.suffix in PICKLES)
@@ -184,17 +199,16 @@ def _check_weights_file(folder: Path, config: Mapping[str, Any]) -> None:
     try:
         size = path.stat().st_size
         if size != config["weights_bytes"]:
-            raise UserError(
-                f"{path} has {size} bytes instead of {config['weights_bytes']}: cut off or exchanged; get it again"
-            )
+            return f"has {size} bytes instead of {config['weights_bytes']}, it was cut off or exchanged"
         digest = sha256_of(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
-    if digest != config["weights_sha256"]:
-        raise UserError(
-            f"{path} is not what was exported: SHA-256 {digest[:12]}... instead of {config['weights_sha256'][:12]}...; it is "
-            "damaged or was tampered with, get it again"
-        )
+    if digest == config["weights_sha256"]:
+        return None
+    return (
+        f"is not what was exported, it is damaged or was tampered with (SHA-256 {digest[:12]}... instead of "
+        f"{config['weights_sha256'][:12]}...)"
+    )
 
 
 def check_place(folder: str | Path, replaces: bool) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import mavil.export.folder as folder_module
 from mavil.config import Recipe
+from mavil.export.card import card_of
 from mavil.export.folder import DIGEST_PLACE, is_export, read_export, write_export
 from mavil.export.parts import Exported, encoders_of, portable_recipe, wanted_parts
 from mavil.models.build import build_masked
@@ -160,6 +161,33 @@ def test_what_is_not_what_was_written_is_refused(written: Path, harm: Callable[[
     with pytest.raises(UserError, match=told) as error:
         read_export(written)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("harm", [_tamper, _config(lambda tree: tree["recipe"]["audio"].update(mean=0.0))])
+def test_what_somebody_changed_is_read_when_allowed_and_says_so(
+    written: Path, tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    assert "changed" not in read_export(written).about
+    harm(written)
+    found = read_export(written, allow_changed=True)
+    assert found.about["changed"]
+    write_export(tmp_path / "again", found, card_of(found, "again"))
+    read_export(tmp_path / "again")  # it has checksums of its own
+    assert "changed by hand" in (tmp_path / "again" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: os.truncate(folder / "model.safetensors", 1000),
+        _config(lambda tree: tree["parts"]["fusion"].pop("norm.weight")),
+        _resealed(lambda tensors: tensors["fusion.norm.weight"].fill_(float("nan"))),
+    ],
+)
+def test_what_is_no_whole_export_is_refused_even_then(written: Path, harm: Callable[[Path], object]) -> None:
+    harm(written)
+    with pytest.raises(UserError):
+        read_export(written, allow_changed=True)
 
 
 def test_a_part_that_its_recipe_needs_must_be_there(tmp_path: Path, exported: Exported) -> None:
