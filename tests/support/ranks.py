@@ -45,9 +45,8 @@ def run_in_ranks(
         for rank, worker in enumerate(workers):
             worker.send((function, arguments, rank, ranks, rendezvous, timeout_seconds))
         answers = _collect(workers, timeout_seconds)
-    if any(answer is None for answer in answers):
-        stop_ranks(ranks)
     if not all(answer is not None and answer[0] for answer in answers):
+        stop_ranks(ranks)  # nobody knows what a rank that failed has left behind
         told = ["no answer" if answer is None else answer[1] for answer in answers]
         raise AssertionError("\n".join(f"rank {rank}: {text}" for rank, text in enumerate(told)))
     return [answer[1] for answer in answers if answer is not None]
@@ -129,5 +128,6 @@ def _join_and_call(
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout)
     )
+    dist.barrier()  # a function may leave the group at once, while another rank still connects
     torch.manual_seed(0)
     return function(*arguments)
