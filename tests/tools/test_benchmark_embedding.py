@@ -65,8 +65,11 @@ def test_the_clock_starts_when_the_workers_are_at_work(job: Job) -> None:
 
 
 def test_too_few_clips_for_the_workers_are_told(job: Job) -> None:
-    with pytest.raises(UserError, match="4 clips: more than 8 are needed to measure with 1 workers"):
-        measure_throughput(job._replace(workers=1), rounds=1)
+    with pytest.raises(UserError, match="4 clips: more than 8 are needed to measure with 1 workers and batches of 4"):
+        measure_throughput(job._replace(workers=1, batch=4), rounds=1)
+    # None would be left to tell a rate by, behind those that come with the first batch.
+    with pytest.raises(UserError, match="4 clips: more than 20 are needed to measure with 1 workers and batches of 16"):
+        measure_throughput(job._replace(workers=1, batch=16), rounds=1)
 
 
 def test_a_precision_that_loses_recall_is_seen(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

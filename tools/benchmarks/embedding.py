@@ -82,15 +82,17 @@ def measure_throughput(job: Job, rounds: int) -> list[dict[str, Any]]:
     """Medians over ``rounds``: decoding alone, encoders alone, and all of ``mavil embed``, writing included.
 
     The start of the worker processes does not count: the clock begins when as many clips have come as may be handed out ahead.
+    Clips are done a batch at a time, so that some must be left behind those.
 
     Raises:
         UserError: too few clips for that, or one that cannot be decoded.
     """
     ahead = job.workers * LOOK_AHEAD_PER_WORKER
-    if len(job.clips) <= 2 * ahead:
+    needed = ahead + max(ahead, job.batch) if ahead else 0
+    if len(job.clips) <= needed:
         raise UserError(
-            f"{len(job.clips)} clips: more than {2 * ahead} are needed to measure with {job.workers} workers; take more with "
-            "--clips, or fewer --workers"
+            f"{len(job.clips)} clips: more than {needed} are needed to measure with {job.workers} workers and batches of "
+            f"{job.batch}; take more with --clips, a smaller --batch or fewer --workers"
         )
     pieces = _decoded_here(job)
     contenders: dict[str, Callable[[], float]] = {
