@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -24,7 +25,7 @@ from tests.support.processes import (
     wait_until,
 )
 
-STEPS = 20
+STEPS = 40
 NOTICE_SECONDS = 60.0
 """So long after the death of a rank the others may take to end, on a busy machine too; they notice at once."""
 TRAINER = {
@@ -123,13 +124,14 @@ def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_step(
 
 
 def rank_of(torchrun: Running, rank: int) -> int:
-    """The process of a rank that torchrun has started."""
-    for line in survivors(torchrun.pid):
-        pid = int(line.split()[0])
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in variables and "-m mavil" in line:
-            return pid
-    raise AssertionError(f"no rank {rank} among {survivors(torchrun.pid)}")
+    """The process of a rank that torchrun has started; newer ones give each a session of its own."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if parent == torchrun.pid and f"RANK={rank}".encode() in variables:
+                return int(entry.name)
+    raise AssertionError(f"no rank {rank} among the children of {torchrun.pid}")
 
 
 @pytest.mark.slow
@@ -142,10 +144,12 @@ def test_torchrun(
     run, log = tmp_path / "run", tmp_path / "run.log"
     process = torchrun.start([*train("run")], tmp_path, log)
     assert wait_until(lambda: newest_step(run) or None, 240, pause=0.002)
-    os.kill(rank_of(process, 1) if number == signal.SIGKILL else process.pid, number)
+    ranks = [rank_of(process, rank) for rank in (0, 1)]
+    os.kill(ranks[1] if number == signal.SIGKILL else process.pid, number)
     began = time.monotonic()
     assert wait_for(process, 2 * NOTICE_SECONDS) not in (0, None)
-    assert wait_until(lambda: not survivors(process.pid) or None, ORPHAN_SECONDS), survivors(process.pid)
+    for session in (process.pid, *ranks):
+        assert wait_until(lambda session=session: not survivors(session) or None, ORPHAN_SECONDS), survivors(session)
     print(f"{number.name}: torchrun and its ranks had ended after {time.monotonic() - began:.1f} s")
     stopped_at = newest_step(run)
     assert stopped_at < STEPS
