@@ -57,6 +57,10 @@ def test_an_export_gives_what_the_run_gives(task: dict[str, Any], make_model: Ma
     for source in (tmp_path / "out", tmp_path / "out" / "model.safetensors"):
         with pytest.raises(UserError, match="SHA-256"):
             mavil.load(source)
+        changed = mavil.load(source, device="cpu", allow_changed=True)
+        assert changed.weights_digest != model.weights_digest
+    changed.save_pretrained(tmp_path / "anew")
+    assert mavil.load(tmp_path / "anew", device="cpu").weights_digest == changed.weights_digest
 
 
 def test_a_checkpoint_is_chosen_by_its_step(make_model: MakeModel) -> None:
